@@ -1,0 +1,161 @@
+"""Intervals by the cluster bootstrap: prompts are drawn again with replacement, never rows.
+
+Rows of one prompt share its difficulty, so they are not independent and a row bootstrap is too narrow (Cameron, Gelbach
+and Miller 2008, section II.B). Everything here works on one sum per prompt, so a resample costs one product of a
+count matrix with those sums, however many rows there are.
+
+The same number of prompts and the same seed give the same resamples: two heads judged on the same rows are resampled
+alike.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 1000
+LEVEL = 0.95
+_CELLS = 1 << 21  # resamples x prompts held at a time: 16 MB of float64
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval.
+
+    Attributes:
+        value: the estimate; NaN when there is nothing to estimate from.
+        n: how many rows (or prompts, where the estimate is a mean over prompts) it rests on.
+        low: lower end of the interval. NaN with fewer than two prompts: one prompt says nothing about others.
+        high: upper end of the interval.
+    """
+
+    value: float
+    n: int
+    low: float
+    high: float
+
+
+NOTHING = Estimate(float("nan"), 0, float("nan"), float("nan"))
+
+
+def bootstrap_mean(
+    values: NDArray[np.floating],
+    prompts: NDArray[np.generic],
+    *,
+    weights: NDArray[np.floating] | None = None,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Estimate:
+    """The (weighted) mean of rows with a percentile interval over resampled prompts.
+
+    Args:
+        values: one number per row; shape (n,), finite.
+        prompts: the prompt of each row, numbers or ids; shape (n,).
+        weights: weight of each row; shape (n,), not negative; all one unless given.
+        resamples: bootstrap resamples.
+        level: coverage aimed at.
+        seed: of the resampling.
+
+    Raises: ValueError if shapes disagree or a value is not finite.
+    """
+    checked = finite("values", values)
+    if len(checked) != len(prompts):
+        raise ValueError(f"values has {len(checked)} rows and prompts {len(prompts)}; give one prompt for each row")
+    if not len(checked):
+        return NOTHING
+    rows = np.ones(len(checked)) if weights is None else finite("weights", weights)
+    number = prompt_numbers(prompts)
+    sums = np.stack([per_prompt(rows * checked, number), per_prompt(rows, number)], axis=1)
+    drawn = resampled_sums(sums, resamples=resamples, seed=seed)
+    low, high = percentile_interval(ratio(drawn[:, :1], drawn[:, 1:]), prompts=len(sums), level=level)
+    total, weight = sums.sum(axis=0)
+    return Estimate(float(ratio(total, weight)), len(checked), float(low[0]), float(high[0]))
+
+
+def bootstrap_columns(
+    values: Floats, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
+) -> list[Estimate]:
+    """The mean of every column over prompts, one row per prompt; NaN where a prompt has no part in a column.
+
+    Args:
+        values: shape (prompts, k).
+        resamples: bootstrap resamples, the same for every column.
+        level: coverage aimed at, for each column by itself.
+        seed: of the resampling.
+
+    Returns: k estimates, each with n = the prompts that have a value in its column.
+    """
+    if not len(values):
+        return [NOTHING] * values.shape[1]
+    present = np.isfinite(values)
+    sums = np.concatenate([np.where(present, values, 0.0), present.astype(np.float64)], axis=1)
+    drawn = resampled_sums(sums, resamples=resamples, seed=seed)
+    k = values.shape[1]
+    low, high = percentile_interval(ratio(drawn[:, :k], drawn[:, k:]), prompts=len(values), level=level)
+    total = sums.sum(axis=0)
+    mean, n = ratio(total[:k], total[k:]), present.sum(axis=0)
+    low, high = (np.where(n > 1, end, np.nan) for end in (low, high))
+    return [Estimate(float(mean[j]), int(n[j]), float(low[j]), float(high[j])) for j in range(k)]
+
+
+def finite(name: str, values: NDArray[np.floating]) -> Floats:
+    """The values as float64; ValueError if any is NaN or infinite, because a metric of them would be a guess."""
+    checked = np.asarray(values, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(checked))
+    if len(bad):
+        raise ValueError(
+            f"{name} has {len(bad)} values that are not finite (first at row {bad[0]}); drop those rows or fix the head"
+        )
+    return checked
+
+
+def prompt_numbers(prompts: NDArray[np.generic]) -> NDArray[np.int64]:
+    """0, 1, ... for the prompts' ids or numbers, in sorted order; shape (n,)."""
+    return np.unique(prompts, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def per_prompt(values: Floats, prompts: NDArray[np.int64]) -> Floats:
+    """Sum of the rows of each prompt: (n,) and prompt numbers from 0 -> (prompts,)."""
+    return np.bincount(prompts, weights=values)
+
+
+def prompt_counts(prompts: int, *, resamples: int, seed: int, cells_per_draw: int | None = None) -> Iterator[Floats]:
+    """How often each prompt is drawn, block of resamples by block of resamples; each block is (r, prompts).
+
+    `cells_per_draw` is what one resample will cost the caller in numbers held, if that is more than the prompts.
+    """
+    generator = np.random.default_rng(seed)
+    block = max(1, _CELLS // max(prompts, cells_per_draw or 0))
+    for start in range(0, resamples, block):
+        r = min(block, resamples - start)
+        drawn = generator.integers(prompts, size=(r, prompts)) + prompts * np.arange(r)[:, None]
+        yield np.bincount(drawn.reshape(-1), minlength=r * prompts).reshape(r, prompts).astype(np.float64)
+
+
+def resampled_sums(sums: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """Totals over resampled prompts: per-prompt sums (prompts, k) -> (resamples, k)."""
+    return np.concatenate([counts @ sums for counts in prompt_counts(len(sums), resamples=resamples, seed=seed)])
+
+
+def ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """Numerator / denominator, NaN where the denominator is 0."""
+    undefined = np.full(np.broadcast_shapes(np.shape(numerator), np.shape(denominator)), np.nan)
+    return np.divide(numerator, denominator, out=undefined, where=np.asarray(denominator) != 0)
+
+
+def percentile_interval(replicates: Floats, *, prompts: int, level: float = LEVEL) -> tuple[Floats, Floats]:
+    """The percentile interval of each column over its finite replicates: (resamples, k) -> two (k,).
+
+    NaN with fewer than two prompts, and for a column without a finite replicate.
+    """
+    k = replicates.shape[1]
+    ends = np.full((2, k), np.nan)
+    defined = np.isfinite(replicates).any(axis=0)
+    if prompts > 1 and defined.any():
+        tails = [(1 - level) / 2, (1 + level) / 2]
+        ends[:, defined] = np.nanquantile(replicates[:, defined], tails, axis=0)
+    return ends[0], ends[1]

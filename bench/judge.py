@@ -1,0 +1,159 @@
+"""From scores and annotations to rows of metrics, in the long shape in which they are kept.
+
+A row says: this scorer, by this metric, on this subset (null for all of the dataset), is this value. `scorer` is the
+score that was judged: a head's "reward" or its "F", "L" and "M"; a control such as "length"; "attribute:<name>" for a
+predicted attribute; "oracle" and "random" for what best-of-n could give at best and without a score.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from bench.best_of_n import best_of_n, prompt_curves, random_curves
+from bench.intervals import Estimate, bootstrap_columns
+from bench.metrics import pair_accuracy, r2, spearman, spearman_within
+
+METRICS = pa.schema(
+    [
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("subset", pa.string()),  # null: the whole dataset
+        pa.field("scorer", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("at", pa.float64()),  # n of best-of-n; null for metrics that have no such axis
+        pa.field("value", pa.float64()),  # null: undefined (every pair tied, a constant target)
+        pa.field("n", pa.int64(), nullable=False),
+        pa.field("low", pa.float64()),  # null: no interval (fewer than two prompts)
+        pa.field("high", pa.float64()),
+    ]
+)
+
+Scores = Mapping[str, NDArray[np.floating]]
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric of one score on one dataset; METRICS without the run and the dataset, which the caller knows."""
+
+    subset: str | None
+    scorer: str
+    metric: str
+    at: float | None
+    value: float
+    n: int
+    low: float
+    high: float
+
+
+def judge_pairs(
+    scores: Scores,
+    pairs: NDArray[np.int64],
+    prompts: NDArray[np.generic],
+    subsets: Sequence[str | None] | None = None,
+) -> list[MetricRow]:
+    """`pair_accuracy` and `pair_tie_share` of every score, overall and by subset.
+
+    Args:
+        scores: by scorer, one score per response; each (n,).
+        pairs: row numbers of (chosen, rejected); shape (m, 2).
+        prompts: prompt of each response; shape (n,). A pair belongs to its chosen response's prompt.
+        subsets: subset of each pair, None for pairs of no subset; m long. Judged apart when there is more than one.
+
+    Returns: no rows when there are no pairs.
+    """
+    rows = []
+    for subset, chosen in _parts(len(pairs), subsets):
+        clusters = np.asarray(prompts)[pairs[chosen, 0]]
+        for scorer, score in scores.items():
+            wide = np.asarray(score, dtype=np.float64)
+            judged = pair_accuracy(wide[pairs[chosen, 0]] - wide[pairs[chosen, 1]], clusters)
+            rows.append(_row(subset, scorer, "pair_accuracy", judged.accuracy))
+            rows.append(_row(subset, scorer, "pair_tie_share", judged.tie_share))
+    return rows
+
+
+def judge_attributes(
+    predicted: Scores,
+    annotated: Scores,
+    prompts: NDArray[np.generic],
+    subsets: Sequence[str | None] | None = None,
+) -> list[MetricRow]:
+    """`attribute_r2`, `attribute_spearman` and `attribute_spearman_within` of attributes both predicted and annotated.
+
+    Args:
+        predicted: by attribute, one prediction per row in the attribute's own units; each (n,).
+        annotated: by attribute, one score per row; each (n,), NaN where not annotated.
+        prompts: prompt of each row; shape (n,).
+        subsets: subset of each row, as in `judge_pairs`.
+    """
+    rows = []
+    for subset, chosen in _parts(len(prompts), subsets):
+        for name in [name for name in predicted if name in annotated]:
+            columns = (predicted[name][chosen], annotated[name][chosen], np.asarray(prompts)[chosen])
+            for metric, judge in _ATTRIBUTE_METRICS.items():
+                rows.append(_row(subset, f"attribute:{name}", metric, judge(*columns)))
+    return rows
+
+
+def judge_pool(scores: Scores, gold: NDArray[np.floating], prompts: NDArray[np.generic]) -> list[MetricRow]:
+    """`best_of_n` for every n (in `at`) and `gold_spearman_within` of every score, with "oracle" and "random" beside.
+
+    Args:
+        scores: by scorer, one score per row; each (n,).
+        gold: gold score of each row; shape (n,), NaN where there is none.
+        prompts: prompt of each row; shape (n,).
+
+    Returns: no rows when there is no gold score.
+    """
+    keep = ~np.isnan(gold)
+    known, clusters = np.asarray(gold)[keep], np.asarray(prompts)[keep]
+    if not len(known):
+        return []
+    rows = []
+    for scorer, score in scores.items():
+        rows += _curve(scorer, best_of_n(score[keep], known, clusters))
+        rows.append(_row(None, scorer, "gold_spearman_within", spearman_within(score[keep], known, clusters)))
+    rows += _curve("oracle", bootstrap_columns(prompt_curves(known, known, clusters)))
+    return rows + _curve("random", bootstrap_columns(random_curves(known, clusters)))
+
+
+def to_table(rows: Iterable[MetricRow], *, run_id: str, dataset: str) -> pa.Table:
+    """The rows as METRICS; NaN becomes null, because SQL's averages would pass a NaN on."""
+    named = [{"run_id": run_id, "dataset": dataset, **asdict(row)} for row in rows]
+    columns = {field.name: [row[field.name] for row in named] for field in METRICS}
+    arrays = [pa.array(columns[field.name], field.type, from_pandas=True) for field in METRICS]
+    return pa.Table.from_arrays(arrays, schema=METRICS)
+
+
+_ATTRIBUTE_METRICS = {
+    "attribute_r2": r2,
+    "attribute_spearman": spearman,
+    "attribute_spearman_within": spearman_within,
+}
+
+
+def _row(subset: str | None, scorer: str, metric: str, estimate: Estimate, at: float | None = None) -> MetricRow:
+    return MetricRow(subset, scorer, metric, at, estimate.value, estimate.n, estimate.low, estimate.high)
+
+
+def _curve(scorer: str, curve: Sequence[Estimate]) -> list[MetricRow]:
+    return [_row(None, scorer, "best_of_n", estimate, at=float(n)) for n, estimate in enumerate(curve, start=1)]
+
+
+def _parts(count: int, subsets: Sequence[str | None] | None) -> list[tuple[str | None, NDArray[np.int64]]]:
+    """(None, all rows), then each subset's rows when there is more than one subset; nothing when there are no rows."""
+    if not count:
+        return []
+    everything: tuple[str | None, NDArray[np.int64]] = (None, np.arange(count))
+    if subsets is None:
+        return [everything]
+    if len(subsets) != count:
+        raise ValueError(f"{len(subsets)} subsets were given for {count} rows; give one (or None) for each")
+    names = sorted({subset for subset in subsets if subset is not None})
+    if len(names) < 2:
+        return [everything]
+    column = np.array(subsets, dtype=object)
+    return [everything, *((name, np.flatnonzero(column == name)) for name in names)]

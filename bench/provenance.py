@@ -1,0 +1,95 @@
+"""Where a store's numbers came from: library versions, and the shell lines that make all of it again."""
+
+import json
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bench.results import run_query
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+Row = Mapping[str, Any]
+
+
+def versions(runs: Iterable[Row]) -> dict[str, str]:
+    """By library, the versions that runs (rows of the view `runs`) were fitted with."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        for library, version in json.loads(run["versions"] or "{}").items():
+            found[library].add(str(version))
+    return {library: ", ".join(sorted(numbers)) for library, numbers in sorted(found.items())}
+
+
+def commands(
+    connection: "DuckDBPyConnection", datasets: Mapping[str, Row], specs: Mapping[str, Row], groups: Iterable[Row]
+) -> Iterator[str]:
+    """The commands, in order: embed, fit, evaluate, report.
+
+    Args:
+        connection: of `bench.results.connect`.
+        datasets: dataset.json by dataset.
+        specs: spec.json by fingerprint.
+        groups: `bench.findings.Findings.groups`.
+    """
+    for fingerprint, dataset in _embedded(connection):
+        yield _line(["embed", *_source(dataset, datasets[dataset]), *_spec(specs[fingerprint])])
+    judged_on = _judged_on(connection)
+    for group in groups:
+        yield _line(_fit(group, several=len(specs) > 1))
+        if group["group"] in judged_on:
+            yield _line(["evaluate", group["group"], "--on", *judged_on[group["group"]]])
+    yield _line(["report"])
+
+
+def _embedded(connection: "DuckDBPyConnection") -> list[tuple[str, str]]:
+    """(fingerprint, dataset) where the embedding has vectors of the dataset's responses."""
+    sql = "SELECT DISTINCT fingerprint, dataset FROM embeddings JOIN responses USING (response_id) ORDER BY ALL"
+    return [(row["fingerprint"], row["dataset"]) for row in run_query(connection, sql).to_pylist()]
+
+
+def _source(name: str, info: Row) -> list[object]:
+    origin = info["origin"]
+    words = [origin.get("path") or origin.get("hub") or name, "--name", name, "--format", info["format"]]
+    for option in ("config", "split", "revision"):
+        words += [f"--{option}", origin[option]] if origin.get(option) else []
+    return [*words, "--prompts", info["prompts"]] if info.get("left_out") else words
+
+
+def _spec(spec: Row) -> list[object]:
+    words = ["--backbone", spec["backbone"], "--template", spec["template"]]
+    words += ["--layers", ",".join(map(str, spec["layers"])), "--pool", ",".join(spec["pool"])]
+    return [
+        *words,
+        "--max-length",
+        spec["max_length"],
+        "--overlong",
+        spec["overlong"],
+        "--dtype",
+        spec["compute_dtype"],
+    ]
+
+
+def _fit(group: Row, *, several: bool) -> list[object]:
+    words: list[object] = ["fit", "--head", group["head"]]
+    for option, value in (("pairs", group["pairs_dataset"]), ("attributes", group["attributes_dataset"])):
+        words += [f"--{option}", value] if value else []
+    words += ["--features", "+".join(group["features"])] if group["features"] else []
+    words += ["--embedding", group["embedding"]] if several else []
+    words += ["--seeds", group["seeds"]]
+    for key, value in group["options"].items():
+        if value is not None:
+            words += ["-o", key, value if isinstance(value, str) else json.dumps(value)]
+    return words
+
+
+def _judged_on(connection: "DuckDBPyConnection") -> dict[str, list[str]]:
+    sql = """SELECT r."group", list(DISTINCT m.dataset ORDER BY m.dataset) AS datasets
+             FROM metrics m JOIN runs r USING (run_id) GROUP BY ALL"""
+    return {row["group"]: row["datasets"] for row in run_query(connection, sql).to_pylist()}
+
+
+def _line(words: Sequence[object]) -> str:
+    return shlex.join(["pipeline", *map(str, words)])

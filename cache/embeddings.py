@@ -1,0 +1,170 @@
+"""One folder of vectors: parts, the manifest that lists them, and the rows of a matrix by response id.
+
+The manifest is the truth: a part file that it does not list is not there. It is rewritten after each part, so a kill
+loses at most the part being written, and whatever is left of that part is overwritten by the next run.
+"""
+
+import fcntl
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cache.files import read_json, sha256_of_file, write_json
+from cache.spec import EmbeddingSpec
+from cache.vectors import Scalars, Vectors, list_view, map_vectors, read_ids, read_scalar, write_part
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part file as the manifest lists it."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class Embeddings:
+    """The vectors of one spec.
+
+    Attributes:
+        directory: embeddings/<fingerprint> in a store.
+        spec: how the vectors were made.
+        parts: the parts in the order they were written.
+        dropped: response ids that the over-long policy left out, and why.
+    """
+
+    directory: Path
+    spec: EmbeddingSpec
+    parts: list[Part]
+    dropped: dict[str, str]
+
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """Open an existing folder; ValueError if it is not one, or was renamed away from its fingerprint."""
+        if not (directory / "spec.json").is_file():
+            raise ValueError(f"{directory} holds no embeddings (no spec.json); run `pipeline embed` first")
+        spec = EmbeddingSpec.from_json(read_json(directory / "spec.json"))
+        if spec.fingerprint != directory.name:
+            raise ValueError(
+                f"{directory} holds a spec with fingerprint {spec.fingerprint}; restore the folder's name or the spec"
+            )
+        manifest = read_json(directory / "manifest.json") if (directory / "manifest.json").is_file() else {}
+        parts = [Part(**part) for part in manifest.get("parts", [])]
+        return cls(directory, spec, parts, dict(manifest.get("dropped", {})))
+
+    @classmethod
+    def create(cls, directory: Path, spec: EmbeddingSpec) -> Self:
+        """Open the folder of `spec`, making it if it is not there."""
+        if not (directory / "spec.json").is_file():
+            write_json(directory / "spec.json", spec.to_json())
+        return cls.open(directory)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for writing; ValueError if another process does. The lock dies with its process."""
+        with (self.directory / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"another process is embedding into {self.directory}; wait for it or use another --store"
+                ) from error
+            yield
+
+    def append(self, ids: Sequence[str], vectors: Mapping[str, Vectors], scalars: Mapping[str, Scalars]) -> Part:
+        """Write one part and list it. See `cache.vectors.write_part` for the arrays."""
+        path = self.directory / f"part-{len(self.parts):05d}.parquet"
+        write_part(path, ids, vectors, scalars)
+        part = Part(path.name, len(ids), path.stat().st_size, sha256_of_file(path))
+        self.parts.append(part)
+        self._write_manifest()
+        self.__dict__.pop("_row_of", None)
+        return part
+
+    def drop(self, reasons: Mapping[str, str]) -> None:
+        """Record responses that this spec leaves out on purpose."""
+        if reasons:
+            self.dropped.update(reasons)
+            self._write_manifest()
+
+    @property
+    def rows(self) -> int:
+        """How many responses have vectors."""
+        return sum(part.rows for part in self.parts)
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        ids = (identifier for path in self._paths() for identifier in read_ids(path))
+        return {identifier: row for row, identifier in enumerate(ids)}
+
+    def __contains__(self, response_id: object) -> bool:
+        """Whether the response has a vector."""
+        return response_id in self._row_of
+
+    def ids(self) -> list[str]:
+        """All response ids, in row order."""
+        return list(self._row_of)
+
+    def blocks(self, feature: str) -> list[Vectors]:
+        """The feature as stored, part by part: memory-mapped (n_i, d) matrices, in row order."""
+        return [map_vectors(path, self._checked(feature)) for path in self._paths()]
+
+    def gather(self, response_ids: Sequence[str], features: Sequence[str]) -> NDArray[np.float32]:
+        """The responses' vectors, features side by side, as one float32 matrix.
+
+        Args:
+            response_ids: n ids that are all in the store.
+            features: names such as "L18.last"; several are concatenated along the columns.
+
+        Returns: (n, sum of the features' dimensions).
+        Raises: KeyError for an id without a vector; ValueError for an unknown feature.
+        """
+        rows = np.array([self._row_of[identifier] for identifier in response_ids], dtype=np.int64)
+        return np.hstack([_gather(self.blocks(feature), rows) for feature in features])
+
+    def scalar(self, name: str) -> Scalars:
+        """A scalar column over all parts, in row order: "tokens", "L12.last.rms", ...; shape (rows,)."""
+        return np.concatenate([read_scalar(path, name) for path in self._paths()])
+
+    def list_view(self, feature: str) -> pa.Table:
+        """(response_id, feature as a fixed-size list) over all parts, for DuckDB; values are not copied."""
+        return pa.concat_tables([list_view(path, self._checked(feature)) for path in self._paths()])
+
+    def _paths(self) -> list[Path]:
+        return [self.directory / part.file for part in self.parts]
+
+    def _checked(self, feature: str) -> str:
+        if feature not in self.spec.features:
+            raise ValueError(
+                f"embedding {self.spec.fingerprint} has no feature {feature!r} "
+                f"(it has {', '.join(self.spec.features)}); "
+                "choose one of them or embed with other --layers and --pool"
+            )
+        return feature
+
+    def _write_manifest(self) -> None:
+        content = {"rows": self.rows, "parts": [vars(part) for part in self.parts], "dropped": self.dropped}
+        write_json(self.directory / "manifest.json", content)
+
+
+def _gather(blocks: Sequence[Vectors], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Rows of the blocks' concatenation as float32, without concatenating the blocks."""
+    if not blocks:
+        return np.empty((0, 0), dtype=np.float32)
+    starts = np.cumsum([0, *(len(block) for block in blocks)])
+    gathered = np.empty((len(rows), blocks[0].shape[1]), dtype=np.float32)
+    owner = np.searchsorted(starts, rows, side="right") - 1
+    for number, block in enumerate(blocks):
+        mine = np.flatnonzero(owner == number)
+        if len(mine):
+            gathered[mine] = block[rows[mine] - starts[number]]
+    return gathered

@@ -1,0 +1,83 @@
+"""The store: one folder with data/, embeddings/ and runs/, and what is in it by name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache.embeddings import Embeddings
+from cache.files import read_json
+from cache.records import Dataset
+from cache.spec import EmbeddingSpec
+
+
+@dataclass(frozen=True)
+class Store:
+    """A store's folder. Nothing is made on disk until something is written."""
+
+    root: Path
+
+    def dataset_names(self) -> list[str]:
+        """Names of the complete datasets."""
+        return _complete(self.root / "data", "dataset.json")
+
+    def dataset(self, name: str) -> Dataset:
+        """Read a dataset; ValueError that lists what there is when it is not."""
+        if name not in self.dataset_names():
+            raise ValueError(
+                f"no dataset {name!r} in {self.root} (it has {_listed(self.dataset_names())}); "
+                "bring one in with `pipeline embed FILE --backbone ID`"
+            )
+        return Dataset.read(self.root / "data" / name)
+
+    def write_dataset(self, dataset: Dataset) -> None:
+        """Write or replace a dataset."""
+        dataset.write(self.root / "data" / dataset.name)
+
+    def fingerprints(self) -> list[str]:
+        """Fingerprints of the embedding folders."""
+        return _complete(self.root / "embeddings", "spec.json")
+
+    def embeddings(self, fingerprint: str) -> Embeddings:
+        """Open the one embedding whose fingerprint starts with `fingerprint`."""
+        found = [name for name in self.fingerprints() if name.startswith(fingerprint)]
+        if len(found) != 1:
+            raise ValueError(
+                f"{len(found)} embeddings in {self.root} match {fingerprint!r} "
+                f"(it has {_listed(self.fingerprints())}); give one fingerprint in full, or run `pipeline embed`"
+            )
+        return Embeddings.open(self.root / "embeddings" / found[0])
+
+    def create_embeddings(self, spec: EmbeddingSpec) -> Embeddings:
+        """Open or make the folder of `spec`."""
+        return Embeddings.create(self.root / "embeddings" / spec.fingerprint, spec)
+
+    def run_names(self) -> list[str]:
+        """Ids of the complete runs."""
+        return _complete(self.root / "runs", "run.json")
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """A run's run.json."""
+        return read_json(self.run_directory(run_id) / "run.json")
+
+    def run_directory(self, run_id: str) -> Path:
+        """Where a run is, or is to be."""
+        return self.root / "runs" / run_id
+
+    def matching_runs(self, name: str) -> list[str]:
+        """The run called `name`, or all runs of the group `name`; ValueError that lists the groups when none is."""
+        runs = {run_id: self.run(run_id) for run_id in self.run_names()}
+        found = [run_id for run_id, run in runs.items() if name in (run_id, run["group"])]
+        if not found:
+            groups = sorted({run["group"] for run in runs.values()})
+            raise ValueError(f"no run or group {name!r} in {self.root} (groups: {_listed(groups)}); see `pipeline ls`")
+        return found
+
+
+def _complete(folder: Path, manifest: str) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if (entry / manifest).is_file())
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if names else "none"

@@ -1,0 +1,153 @@
+"""Vectors in Parquet, laid out so that a column can be memory-mapped as a matrix.
+
+A vector column is `fixed_size_binary(width)`, not nullable, uncompressed, PLAIN, without dictionary or statistics, and
+each part is one row group of one data page. The page's payload is then the matrix itself: numpy maps it where it
+lies, while DuckDB, polars and pyarrow read the same file as ordinary Parquet.
+"""
+
+import mmap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cache.files import write_atomically
+
+Vectors = NDArray[np.float16] | NDArray[np.float32]
+Scalars = NDArray[np.int32] | NDArray[np.float32]
+
+RMS = ".rms"  # suffix of the column that keeps what an RMS-normalised vector was divided by
+_DTYPE = b"dtype"  # field metadata: "float16" or "float32"
+_LONGEST_HEADER = 256  # bytes; a data page's header is some 30
+
+
+def write_part(
+    path: Path, response_ids: Sequence[str], vectors: Mapping[str, Vectors], scalars: Mapping[str, Scalars]
+) -> None:
+    """Write one part, atomically.
+
+    Args:
+        path: the Parquet file.
+        response_ids: n ids.
+        vectors: for each feature an (n, d) float16 or float32 array.
+        scalars: other columns by name, each (n,): token counts, and the RMS of each RMS-normalised feature under
+            the feature's name + RMS.
+    """
+    columns: list[pa.Array] = [pa.array(response_ids, pa.string())]
+    fields = [pa.field("response_id", pa.string(), nullable=False)]
+    for name, scalar in scalars.items():
+        columns.append(pa.array(scalar))
+        fields.append(pa.field(name, columns[-1].type, nullable=False))
+    for name, matrix in vectors.items():
+        columns.append(_binary_column(matrix))
+        fields.append(pa.field(name, columns[-1].type, nullable=False, metadata={_DTYPE: matrix.dtype.name.encode()}))
+    table = pa.Table.from_arrays(columns, schema=pa.schema(fields))
+    write_atomically(path, lambda temporary: _write_one_page(temporary, table))
+
+
+def read_ids(path: Path) -> list[str]:
+    """The response ids of a part, in row order; the vectors are not read."""
+    ids: list[str] = pq.read_table(path, columns=["response_id"]).column(0).to_pylist()
+    return ids
+
+
+def read_scalar(path: Path, name: str) -> Scalars:
+    """A scalar column of a part: (n,)."""
+    column: Scalars = pq.read_table(path, columns=[name]).column(0).to_numpy()
+    return column
+
+
+def map_vectors(path: Path, feature: str) -> Vectors:
+    """A feature's (n, d) matrix, memory-mapped read-only where the layout allows it, copied otherwise."""
+    with pq.ParquetFile(path) as file:
+        arrow_field = _vector_field(file.schema_arrow, feature, path)
+        dtype = np.dtype(arrow_field.metadata[_DTYPE].decode())
+        payload = _payload(path, file, feature, arrow_field.type.byte_width)
+        if payload is None:
+            return _copied(file, feature, dtype)
+    offset, rows = payload
+    with path.open("rb") as raw:
+        mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
+    width = arrow_field.type.byte_width // dtype.itemsize
+    return np.frombuffer(mapped, dtype=dtype, count=rows * width, offset=offset).reshape(rows, width)
+
+
+def list_view(path: Path, feature: str) -> pa.Table:
+    """(response_id, feature) with the vector as a fixed-size list that DuckDB sees as FLOAT[d]; no copy of values."""
+    matrix = map_vectors(path, feature)
+    values = pa.Array.from_buffers(pa.from_numpy_dtype(matrix.dtype), matrix.size, [None, pa.py_buffer(matrix)])
+    vectors = pa.FixedSizeListArray.from_arrays(values, matrix.shape[1])
+    return pa.table({"response_id": pa.array(read_ids(path), pa.string()), feature: vectors})
+
+
+def _binary_column(matrix: Vectors) -> pa.Array:
+    contiguous = np.ascontiguousarray(matrix)
+    width = contiguous.shape[1] * contiguous.itemsize
+    return pa.Array.from_buffers(pa.binary(width), len(contiguous), [None, pa.py_buffer(contiguous)])
+
+
+def _write_one_page(path: Path, table: pa.Table) -> None:
+    pq.write_table(
+        table,
+        path,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+        row_group_size=max(table.num_rows, 1),
+        write_batch_size=max(table.num_rows, 1),
+        data_page_size=2**31 - 1,
+        max_rows_per_page=2**31 - 1,
+    )
+
+
+def _vector_field(schema: pa.Schema, feature: str, path: Path) -> pa.Field:
+    names = [field.name for field in schema if pa.types.is_fixed_size_binary(field.type)]
+    if feature not in names:
+        raise ValueError(f"{path} has no feature {feature!r}; it has {', '.join(names)}")
+    return schema.field(feature)
+
+
+def _payload(path: Path, file: pq.ParquetFile, feature: str, width: int) -> tuple[int, int] | None:
+    """Byte offset and row count of the feature's payload, or None where the file is not laid out as `write_part` does.
+
+    With one uncompressed PLAIN page and no levels, the chunk is the page's header followed by n*width bytes.
+    """
+    if file.metadata.num_row_groups != 1:
+        return None
+    group = file.metadata.row_group(0)
+    chunk = group.column(file.schema_arrow.get_field_index(feature))
+    size = group.num_rows * width
+    header = chunk.total_compressed_size - size
+    if chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page or not 0 < header < _LONGEST_HEADER:
+        return None
+    with path.open("rb") as raw:
+        raw.seek(chunk.data_page_offset)
+        if _page_size(raw.read(header)) != size:
+            return None
+    return chunk.data_page_offset + header, group.num_rows
+
+
+def _page_size(header: bytes) -> int:
+    """`uncompressed_page_size` of a Parquet PageHeader: the second field, a zigzag varint, in Thrift's compact form.
+
+    The bytes are 0x15 <page type> 0x15 <size> ...; 0x15 says "next field, i32". -1 if they are anything else.
+    """
+    if len(header) < 4 or header[0] != 0x15 or header[2] != 0x15:
+        return -1
+    value = shift = 0
+    for byte in header[3:]:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value >> 1  # zigzag of a number that is never negative
+    return -1
+
+
+def _copied(file: pq.ParquetFile, feature: str, dtype: np.dtype[Any]) -> Vectors:
+    rows = file.read(columns=[feature]).column(0)
+    values: Vectors = np.frombuffer(b"".join(rows.to_pylist()), dtype=dtype)
+    return values.reshape(len(rows), -1)

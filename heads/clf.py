@@ -1,0 +1,29 @@
+"""`clf`: an MLP that classifies single responses as chosen or rejected; its logit is the reward."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from heads.mlp import MLPHead
+from heads.networks import MLP
+from heads.objectives import clf_loss
+from heads.training import StandardisedView, score_rows
+
+
+@dataclass
+class CLF(MLPHead):
+    """Reward r(x) = MLP(z), the log-odds that a response is a chosen one; each response is judged by itself.
+
+    arXiv:2411.04991, CLF-MLP. A response in several pairs counts once for each. Options: see MLPHead.
+    """
+
+    name: ClassVar[str] = "clf"
+
+    def _loss(self, network: MLP, data: StandardisedView, index: Tensor) -> Tensor:
+        pair, side = index // 2, index % 2  # even numbers are chosen responses, odd ones rejected
+        target = (1 - side).to(data.targets.dtype)
+        return clf_loss(score_rows(network, data, data.pairs[pair, side]), target)
+
+    def _loss_rows(self, data: StandardisedView) -> int:
+        return 2 * len(data.pairs)

@@ -1,0 +1,44 @@
+"""The eigenbasis of a Gram matrix: one decomposition, then every L2 strength at the cost of a matrix-vector product."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EigenBasis:
+    """The row space of a matrix X (n, d), as eigenvalues and eigenvectors of X^T X / n.
+
+    Attributes:
+        values: eigenvalues that are not rounding noise, ascending; shape (r,), r <= min(n, d).
+        vectors: their eigenvectors; shape (d, r).
+    """
+
+    values: Tensor
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> "EigenBasis":
+        """Decompose X^T X / n, or X X^T / n when that is the smaller."""
+        n, d = x.shape
+        if n < d:
+            values, left = torch.linalg.eigh(x @ x.T / n)
+            kept = values > _noise(values)
+            vectors = x.T @ (left[:, kept] / (n * values[kept]).sqrt())
+        else:
+            values, vectors = torch.linalg.eigh(x.T @ x / n)
+            kept = values > _noise(values)
+            vectors = vectors[:, kept]
+        return cls(values[kept], vectors)
+
+    def solve(self, right: Tensor, *, l2: float, weight: float = 1.0) -> Tensor:
+        """(weight X^T X / n + l2 I)^-1 right, for right of shape (d,) or (d, k) and l2 > 0."""
+        gain = 1 / (weight * self.values + l2) - 1 / l2  # beside 1/l2, which is the inverse outside the row space
+        inside = self.vectors.T @ right
+        return right / l2 + self.vectors @ (gain.view(-1, *[1] * (right.ndim - 1)) * inside)
+
+
+def _noise(values: Tensor) -> float:
+    """float32 eigenvalues below this share of the largest have no correct digit; all are noise if X is zero."""
+    return float(values[-1]) * 1e-6 if len(values) else 0.0

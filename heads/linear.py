@@ -1,0 +1,198 @@
+"""`linear`: Bradley-Terry logistic regression on feature differences, with its L2 path.
+
+The objective is convex, so there is nothing to stop early: an L2 strength is chosen on the validation pairs instead.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache.views import TrainingView
+from heads.eigen import EigenBasis
+from heads.objectives import bt_loss
+from heads.options import HasOptions, Positive, parse_options
+from heads.protocol import FitHistory
+from heads.requirements import require_fitted, require_pairs
+from heads.saving import read_saved, save_tensors
+from heads.scaling import Scaler, Scaling
+
+L2_GRID = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # descending: each solve starts from the one before
+L2_WITHOUT_VALIDATION = 0.1
+MEMORY = 10  # steps that L-BFGS remembers
+
+
+@dataclass
+class Linear(HasOptions):
+    """Reward r(x) = w.z with z the standardised features; minimises mean -log s(w.(z_c - z_r)) + l2/2 |w|^2.
+
+    No intercept: it cancels in the difference. arXiv:2507.07375, eq. (1) on frozen features.
+
+    Attributes:
+        l2: strength of the penalty; None chooses the best of L2_GRID by the validation pairs' loss
+            (L2_WITHOUT_VALIDATION when there are none).
+        scaling: "standard" standardises channels; "rms" divides each row by its root mean square first.
+    """
+
+    name: ClassVar[str] = "linear"
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+
+    l2: Positive | None = None
+    scaling: Scaling = "standard"
+    _scaler: Scaler | None = field(default=None, init=False, repr=False, compare=False)
+    _weight: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+    _chosen_l2: float | None = field(default=None, init=False, repr=False, compare=False)
+
+    def fit(self, train: TrainingView, valid: TrainingView, *, seed: int) -> FitHistory:
+        """Solve for w; the seed changes nothing, because nothing is drawn.
+
+        Raises: ValueError if train has no pairs, or features hold NaN or infinity.
+        """
+        started = time.perf_counter()
+        require_pairs(train, self.name)
+        self._scaler = Scaler.fit(train.features, np.unique(train.pairs), scaling=self.scaling)
+        differences = pair_differences(train, self._scaler)
+        held = pair_differences(valid, self._scaler)
+        path = solve_path(differences, held, self._strengths(len(held)))
+        best = min(path, key=lambda point: point.valid_loss) if len(held) else path[-1]
+        self._weight, self._chosen_l2 = best.weight, best.l2
+        valid_loss = (best.valid_loss,) if len(held) else ()
+        return FitHistory(1, 1, (best.train_loss,), valid_loss, time.perf_counter() - started)
+
+    def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The reward of each row: (n, d) -> (n,)."""
+        scaler, weight = require_fitted(self._scaler, self.name), require_fitted(self._weight, self.name)
+        rewards = [block @ weight for block in scaler.blocks(features)]
+        return torch.cat([torch.empty(0), *rewards]).numpy()
+
+    def scores(self, features: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """{"reward": the reward of each row}."""
+        return {"reward": self.score(features)}
+
+    def predict_attributes(self, features: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """{}: this head predicts no attributes."""
+        return {}
+
+    @property
+    def folded_weight(self) -> NDArray[np.float32]:
+        """The weight on raw features, shape (d,): features @ folded_weight is the reward up to a constant.
+
+        Raises: ValueError if rows are RMS-normalised, which no weight can express.
+        """
+        scaler, weight = require_fitted(self._scaler, self.name), require_fitted(self._weight, self.name)
+        if scaler.row_rms:
+            raise ValueError("a head with scaling='rms' is not linear in the features; refit with scaling='standard'")
+        return (weight / scaler.scale).numpy()
+
+    def save(self, directory: Path) -> None:
+        """Write head.json and head.safetensors."""
+        scaler, weight = require_fitted(self._scaler, self.name), require_fitted(self._weight, self.name)
+        fitted = {"dim": scaler.dim, "l2": self._chosen_l2}
+        tensors = {**scaler.tensors(), "weight": weight}
+        save_tensors(directory, self.name, options=self.get_params(), fitted=fitted, tensors=tensors)
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read what `save` wrote."""
+        saved = read_saved(directory, cls.name)
+        head = cls(**parse_options(cls, saved.options))
+        head._scaler = Scaler.take(saved.tensors, scaling=head.scaling)
+        head._weight, head._chosen_l2 = saved.tensors["weight"], saved.fitted["l2"]
+        return head
+
+    def _strengths(self, held: int) -> Sequence[float]:
+        if self.l2 is not None:
+            return (self.l2,)
+        return L2_GRID if held else (L2_WITHOUT_VALIDATION,)
+
+
+@dataclass(frozen=True)
+class PathPoint:
+    """One L2 strength's solution: its weight (d,), training loss and validation loss (NaN without validation pairs)."""
+
+    l2: float
+    weight: Tensor
+    train_loss: float
+    valid_loss: float
+
+
+def pair_differences(view: TrainingView, scaler: Scaler) -> Tensor:
+    """z(chosen) - z(rejected) of every pair, standardised: float32, shape (m, d)."""
+    chosen = scaler.transform(view.features, view.pairs[:, 0])
+    start = 0
+    for block in scaler.blocks(view.features, view.pairs[:, 1]):
+        chosen[start : start + len(block)] -= block
+        start += len(block)
+    return chosen
+
+
+def solve_path(differences: Tensor, held: Tensor, strengths: Sequence[float]) -> list[PathPoint]:
+    """Solve for each strength, strongest first, until the held-out loss has been rising for two of them."""
+    basis = EigenBasis.of(differences)
+    weight = torch.zeros(differences.shape[1])
+    path: list[PathPoint] = []
+    for l2 in strengths:
+        weight = solve_bradley_terry(differences, basis, l2=l2, start=weight)
+        valid_loss = float(bt_loss(held @ weight)) if len(held) else math.nan
+        path.append(PathPoint(l2, weight, float(bt_loss(differences @ weight)), valid_loss))
+        if len(path) > 2 and valid_loss > path[-2].valid_loss > path[-3].valid_loss:
+            break
+    return path
+
+
+def solve_bradley_terry(
+    differences: Tensor, basis: EigenBasis, *, l2: float, start: Tensor, tolerance: float = 1e-7, steps: int = 200
+) -> Tensor:
+    """The w (d,) that minimises mean -log s(D w) + l2/2 |w|^2, for D = `differences` (m, d).
+
+    L-BFGS that starts each step from the inverse of D^T D / 4m + l2, the Hessian's upper bound (Boehning 1992), which
+    `basis` gives for every l2 from one decomposition. Ends when the predicted decrease is below `tolerance`.
+    """
+    m = len(differences)
+    w, margin = start.clone(), differences @ start
+    history: list[tuple[Tensor, Tensor]] = []
+    gradient = differences.T @ -torch.sigmoid(-margin) / m + l2 * w
+    for _ in range(steps):
+        direction = -_inverse_hessian_times(gradient, basis, l2, history)
+        if -float(gradient @ direction) < 2 * tolerance:
+            break
+        along = differences @ direction
+        step = _line_search(margin, along, l2=l2, w=w, direction=direction)
+        w, margin = w + step * direction, margin + step * along
+        previous, gradient = gradient, differences.T @ -torch.sigmoid(-margin) / m + l2 * w
+        history = [*history[1 - MEMORY :], (step * direction, gradient - previous)]
+    return w
+
+
+def _inverse_hessian_times(
+    gradient: Tensor, basis: EigenBasis, l2: float, history: Sequence[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """The two-loop recursion of L-BFGS (Nocedal and Wright, algorithm 7.4)."""
+    q, kept = gradient, []
+    for s, y in reversed(history):
+        share = (s @ q) / (s @ y)
+        q = q - share * y
+        kept.append((share, s, y))
+    q = basis.solve(q, l2=l2, weight=0.25)
+    for share, s, y in reversed(kept):
+        q = q + s * (share - (y @ q) / (s @ y))
+    return q
+
+
+def _line_search(margin: Tensor, along: Tensor, *, l2: float, w: Tensor, direction: Tensor) -> float:
+    """The exact minimum along a direction, by Newton on the step: only vectors of length m are touched."""
+    slope, curve = l2 * float(w @ direction), l2 * float(direction @ direction)
+    step = 1.0
+    for _ in range(5):
+        wrong = torch.sigmoid(-(margin + step * along))
+        first = -float(wrong @ along) / len(margin) + slope + step * curve
+        second = float((wrong * (1 - wrong)) @ along.square()) / len(margin) + curve
+        step = max(step - first / second, step / 10)
+    return step

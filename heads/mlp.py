@@ -1,0 +1,141 @@
+"""The head around a multi-layer perceptron, which `bt` and `clf` share.
+
+The two differ in their loss and in nothing else, so that comparing them compares objectives.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache.views import TrainingView
+from heads.networks import MLP, Activation
+from heads.options import Count, HasOptions, NonNegative, Positive, Share, parse_options
+from heads.protocol import FitHistory
+from heads.requirements import require_fitted, require_pairs
+from heads.saving import read_saved, save_tensors
+from heads.scaling import Scaler, Scaling
+from heads.training import Precision, StandardisedView, choose_batch_size, compute_dtype, shuffled, train_network
+
+
+@dataclass
+class MLPHead(HasOptions, ABC):
+    """An MLP on standardised features, fitted on pairs; a subclass says by which loss.
+
+    Attributes:
+        hidden: width of the hidden layer, or several widths: 64, or (1024, 512).
+        activation: between layers.
+        dropout: share of hidden units dropped in training.
+        input_dropout: share of standardised features dropped in training.
+        lr: AdamW's learning rate.
+        weight_decay: AdamW's decoupled decay of the weight matrices.
+        batch_size: rows of the loss in a batch; None takes about 32 batches an epoch, within 64..512.
+        epochs: most passes over the training pairs.
+        patience: epochs without a better validation loss before stopping.
+        scaling: "standard" standardises channels; "rms" divides each row by its root mean square first.
+        precision: of the GEMMs in training; "auto" is bfloat16 where the CPU has it. Scores are always float32.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+
+    hidden: Count | tuple[Count, ...] = 64
+    activation: Activation = "relu"
+    dropout: Share = 0.0
+    input_dropout: Share = 0.0
+    lr: Positive = 1e-3
+    weight_decay: NonNegative = 0.01
+    batch_size: Count | None = None
+    epochs: Count = 100
+    patience: Count = 10
+    scaling: Scaling = "standard"
+    precision: Precision = "auto"
+    _scaler: Scaler | None = field(default=None, init=False, repr=False, compare=False)
+    _network: MLP | None = field(default=None, init=False, repr=False, compare=False)
+
+    def fit(self, train: TrainingView, valid: TrainingView, *, seed: int) -> FitHistory:
+        """Fit on train's pairs, stopping early on valid's; without valid pairs, all epochs and the last weights.
+
+        Raises: ValueError if train has no pairs, or features hold NaN or infinity.
+        """
+        started = time.perf_counter()
+        require_pairs(train, self.name)
+        generator = torch.Generator().manual_seed(seed)
+        scaler = Scaler.fit(train.features, np.unique(train.pairs), scaling=self.scaling)
+        dtype = compute_dtype(self.precision)
+        data, held = (StandardisedView.of(view, scaler, dtype=dtype) for view in (train, valid))
+        network = self._new_network(scaler.dim, generator)
+        count = self._loss_rows(data)
+        size = choose_batch_size(count, self.batch_size)
+        history = train_network(
+            network,
+            batches=lambda: shuffled(count, size, generator),
+            loss=lambda index: self._loss(network, data, index),
+            valid_loss=self._valid_loss(network, held),
+            epochs=self.epochs,
+            patience=self.patience,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+        )
+        self._scaler, self._network = scaler, network.finished()
+        return replace(history, seconds=time.perf_counter() - started)
+
+    def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The reward of each row: (n, d) -> (n,)."""
+        scaler, network = require_fitted(self._scaler, self.name), require_fitted(self._network, self.name)
+        with torch.no_grad():
+            rewards = [network(block) for block in scaler.blocks(features)]
+        return torch.cat([torch.empty(0), *rewards]).numpy()
+
+    def scores(self, features: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """{"reward": the reward of each row}."""
+        return {"reward": self.score(features)}
+
+    def predict_attributes(self, features: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """{}: this head predicts no attributes."""
+        return {}
+
+    def save(self, directory: Path) -> None:
+        """Write head.json and head.safetensors."""
+        scaler, network = require_fitted(self._scaler, self.name), require_fitted(self._network, self.name)
+        tensors = {**scaler.tensors(), **network.state_dict()}
+        save_tensors(directory, self.name, options=self.get_params(), fitted={"dim": scaler.dim}, tensors=tensors)
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read what `save` wrote."""
+        saved = read_saved(directory, cls.name)
+        head = cls(**parse_options(cls, saved.options))
+        head._scaler = Scaler.take(saved.tensors, scaling=head.scaling)
+        head._network = head._new_network(head._scaler.dim, torch.Generator()).finished()
+        head._network.load_state_dict(saved.tensors)
+        return head
+
+    @abstractmethod
+    def _loss(self, network: MLP, data: StandardisedView, index: Tensor) -> Tensor:
+        """The loss of the rows numbered by `index`."""
+
+    @abstractmethod
+    def _loss_rows(self, data: StandardisedView) -> int:
+        """How many rows the loss is a mean over: pairs, or responses."""
+
+    def _valid_loss(self, network: MLP, held: StandardisedView) -> Callable[[], Tensor] | None:
+        everything = torch.arange(self._loss_rows(held))
+        return (lambda: self._loss(network, held, everything)) if len(everything) else None
+
+    def _new_network(self, dim: int, generator: torch.Generator) -> MLP:
+        return MLP(
+            dim,
+            (self.hidden,) if isinstance(self.hidden, int) else self.hidden,
+            activation=self.activation,
+            dropout=self.dropout,
+            input_dropout=self.input_dropout,
+            generator=generator,
+        )

@@ -1,0 +1,69 @@
+"""What every head is: a dataclass of options that fits a view, names its scores, and saves itself."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.views import TrainingView
+
+
+@dataclass(frozen=True)
+class FitHistory:
+    """What happened while fitting.
+
+    Attributes:
+        epochs: passes over the training rows that were made; 1 for a closed-form or convex solve.
+        best_epoch: the pass whose weights were kept (counted from 1).
+        train_loss: training loss after each pass.
+        valid_loss: validation loss after each pass; empty when there was no validation data.
+        seconds: wall time of the fit.
+    """
+
+    epochs: int
+    best_epoch: int
+    train_loss: tuple[float, ...]
+    valid_loss: tuple[float, ...]
+    seconds: float
+
+
+class Head(Protocol):
+    """A reward model on fixed features.
+
+    A head is a dataclass whose init fields are its options (`BT(hidden=64, lr=1e-3)`). `needs` says which
+    annotations it must be given: "pairs", "attributes" or both.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The options by name, all of them JSON values."""
+        ...
+
+    def fit(self, train: TrainingView, valid: TrainingView, *, seed: int) -> FitHistory:
+        """Fit on `train`, stop early on `valid`; the same seed and views give the same head."""
+        ...
+
+    def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The reward of each row: (n, d) -> (n,). The same as the first of `scores`."""
+        ...
+
+    def scores(self, features: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Every reward this head gives, by name, each (n,): {"reward": ...}, or {"F": ..., "L": ..., "M": ...}."""
+        ...
+
+    def predict_attributes(self, features: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Attribute predictions in the attributes' own units, by name, each (n,); empty if it predicts none."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write head.json (options, shapes) and head.safetensors or head.txt into an existing directory."""
+        ...
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read what `save` wrote; the loaded head gives identical scores."""
+        ...

@@ -1,0 +1,41 @@
+"""What a head asks of a view before it fits, and of itself before it scores."""
+
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.views import TrainingView
+
+T = TypeVar("T")
+
+
+def require_pairs(view: TrainingView, head: str) -> None:
+    """Raise ValueError unless the view has a pair."""
+    if not len(view.pairs):
+        raise ValueError(f"head {head} learns from pairs, but the training data has none; give a preference dataset")
+
+
+def require_attributes(view: TrainingView, head: str) -> None:
+    """Raise ValueError unless the view has attributes and every one of them has a score."""
+    if not view.attribute_names:
+        raise ValueError(
+            f"head {head} learns from attributes, but the training data has none; give an attribute dataset"
+        )
+    empty = [name for name, column in zip(view.attribute_names, view.attributes.T, strict=True) if not _scored(column)]
+    if empty:
+        raise ValueError(
+            f"attribute {empty[0]!r} has no score among the training rows of head {head}; "
+            "leave it out or give more training prompts"
+        )
+
+
+def require_fitted(fitted: T | None, head: str) -> T:
+    """What fitting left, or ValueError if the head was not fitted."""
+    if fitted is None:
+        raise ValueError(f"head {head} is not fitted; call fit or load first")
+    return fitted
+
+
+def _scored(column: NDArray[np.float32]) -> bool:
+    return bool(np.isfinite(column).any())

@@ -1,0 +1,146 @@
+"""Features on one scale, and features that a head must refuse.
+
+LLM states have a few channels whose mean and spread are hundreds of times the others' ("massive activations"), so every
+head standardises on its training rows and keeps the scaler with its weights.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Scaling = Literal["standard", "rms"]
+
+BLOCK = 512  # rows at a time: a block stays in the CPU's cache, and float32 sums within it stay exact enough
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """Standardises each channel on the rows it was fitted on; optionally divides each row by its RMS first.
+
+    Attributes:
+        mean: channel means; shape (d,), float32.
+        scale: channel standard deviations, 1 where a channel is constant; shape (d,), float32.
+        row_rms: whether each row is divided by its root mean square before anything else.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    row_rms: bool
+
+    @classmethod
+    def fit(cls, features: NDArray[np.float32], rows: NDArray[np.int64], *, scaling: Scaling = "standard") -> Self:
+        """Measure the given rows of features (n, d).
+
+        Two passes over each block while it is in cache (its mean, then the squares about it), and the blocks merged
+        in float64 (Chan, Golub and LeVeque 1983). The one-pass formula has no digits left for a channel with mean 2200.
+
+        Raises: ValueError if there is no row, or a value is NaN or infinite.
+        """
+        if not len(rows):
+            raise ValueError("there are no training rows to standardise on; give pairs or attribute scores")
+        row_rms = scaling == "rms"
+        count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+        for block in row_blocks(features, rows, row_rms=row_rms):
+            n, total = len(block), count + len(block)
+            pivot = block.mean(0)
+            deviation = block.sub_(pivot)
+            excess = deviation.mean(0)  # what rounding left of the block's mean
+            shift = pivot.double() + excess - mean
+            squares = squares + deviation.square_().sum(0) - n * excess.square() + shift.square() * (count * n / total)
+            mean, count = mean + shift * (n / total), total
+        deviation = (squares.clamp(min=0) / count).sqrt()
+        return cls(mean.float(), _scale(deviation, mean), row_rms)
+
+    @property
+    def dim(self) -> int:
+        """The dimension d that the features must have."""
+        return len(self.mean)
+
+    def transform(self, features: NDArray[np.float32], rows: NDArray[np.int64]) -> Tensor:
+        """Standardised copies of the given rows: float32, shape (len(rows), d).
+
+        Raises: ValueError if a value is NaN or infinite, or the dimension is another.
+        """
+        out = torch.empty((len(rows), self.dim))
+        start = 0
+        for block in self.blocks(features, rows):
+            out[start : start + len(block)] = block
+            start += len(block)
+        return out
+
+    def blocks(self, features: NDArray[np.float32], rows: NDArray[np.int64] | None = None) -> Iterator[Tensor]:
+        """Standardised rows in order, at most BLOCK at a time; all rows when None. Raises as `transform`."""
+        check_dimension(features, self.dim)
+        rows = np.arange(len(features)) if rows is None else rows
+        for block in row_blocks(features, rows, row_rms=self.row_rms):
+            yield block.sub_(self.mean).div_(self.scale)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a head saves of its scaler."""
+        return {"scaler.mean": self.mean, "scaler.scale": self.scale}
+
+    @classmethod
+    def take(cls, tensors: dict[str, Tensor], *, scaling: Scaling) -> Self:
+        """Take a saved head's scaler out of its tensors."""
+        return cls(tensors.pop("scaler.mean"), tensors.pop("scaler.scale"), scaling == "rms")
+
+
+def row_blocks(features: NDArray[np.float32], rows: NDArray[np.int64], *, row_rms: bool = False) -> Iterator[Tensor]:
+    """Copies of the given rows of features (n, d), at most BLOCK at a time, float32.
+
+    Every block lies in the same memory: use it, or change it in place, before asking for the next.
+
+    Raises: ValueError naming the first row that holds NaN or infinity.
+    """
+    matrix = as_tensor(features)
+    buffer = torch.empty((min(BLOCK, len(rows)), matrix.shape[1]))
+    for index in torch.split(torch.from_numpy(np.asarray(rows, dtype=np.int64)), BLOCK):
+        block = torch.index_select(matrix, 0, index, out=buffer[: len(index)])
+        # A row's sum is finite exactly if its values are, short of overflow, and costs a tenth of asking each value.
+        bad = ~block.sum(1).isfinite()
+        if bad.any():
+            row = int(index[bad][0])
+            raise ValueError(f"row {row} of features holds NaN, infinity or an overflow; embed it again or drop it")
+        yield _divided_by_rms(block) if row_rms else block
+
+
+def check_finite(features: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
+    """Raise ValueError naming the first of the given rows that holds NaN or infinity."""
+    for _ in row_blocks(features, rows):
+        pass
+
+
+def as_tensor(features: NDArray[np.float32]) -> Tensor:
+    """The feature matrix as a tensor, shared where it is float32 and contiguous (a read-only memory map may be)."""
+    array = np.ascontiguousarray(features, dtype=np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # read-only is fine: nothing here writes into it
+        return torch.from_numpy(array)
+
+
+def check_dimension(features: NDArray[np.float32], dim: int) -> None:
+    """Raise ValueError unless features is a matrix with `dim` columns."""
+    if features.ndim != 2:
+        raise ValueError(f"features have shape {features.shape}, expected (n, {dim}); give one row per response")
+    if features.shape[1] != dim:
+        raise ValueError(
+            f"features have dimension {features.shape[1]}, but this head was fitted on {dim}; "
+            "use the embedding spec and features it was fitted on, or refit"
+        )
+
+
+def _divided_by_rms(block: Tensor) -> Tensor:
+    rms = block.square().mean(1, keepdim=True).sqrt_()
+    return block.div_(rms.clamp_(min=torch.finfo(torch.float32).tiny))
+
+
+def _scale(deviation: Tensor, mean: Tensor) -> Tensor:
+    """1 for channels whose spread is rounding noise beside their mean: dividing by it would make noise a feature."""
+    noise = 1e-6 * mean.abs()
+    return torch.where(deviation > noise, deviation, 1.0).float()

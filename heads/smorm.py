@@ -1,0 +1,233 @@
+"""`smorm`: Bradley-Terry and attribute regression on one trunk, so that each learns from the other's annotations.
+
+On frozen features the trunk is the whole point. Two linear heads straight on a fixed embedding share no parameter: the
+joint loss falls apart into two, and training together changes nothing (trunk="none" is that control).
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache.views import TrainingView
+from heads.attributes import AttributeScale
+from heads.networks import Activation, SharedTrunk
+from heads.objectives import smorm_loss
+from heads.options import Count, HasOptions, NonNegative, Positive, Share, parse_options
+from heads.protocol import FitHistory
+from heads.requirements import require_attributes, require_fitted, require_pairs
+from heads.saving import read_saved, save_tensors
+from heads.scaling import Scaler, Scaling
+from heads.training import Precision, StandardisedView, choose_batch_size, compute_dtype, score_rows, train_network
+
+Variant = Literal["F", "L", "M"]
+JointBatch = tuple[Tensor, Tensor]  # numbers of pairs, numbers of annotated rows
+
+
+@dataclass
+class SMORM(HasOptions):
+    """A reward w_S.h and attributes W_M h + b on a shared trunk h = act(U z + u), z the standardised features.
+
+    Minimises arXiv:2507.07375, eq. (5): the mean of -log s(w_S.(h_c - h_r)) over pairs plus `regression_weight` times
+    the mean squared error of annotated attributes in standardised units. Pairs and attributes need not share responses.
+    Its rewards: F, the Bradley-Terry head, in nats; L, the mean of the standardised attribute predictions; and M, the
+    mean of F and L after each is standardised by its mean and spread over the training rows (in the paper both come
+    from one backbone and are averaged as they are; here F's scale depends on the noise in the pairs, and the larger
+    of the two would decide alone).
+
+    Attributes:
+        width: of the trunk.
+        activation: of the trunk.
+        regression_weight: of the attributes' term; 0 ignores them.
+        trunk: "mlp", or "none" for the control: two linear heads on z.
+        private_l2: None, or the strength of an L2 penalty on linear heads from z that each task has for itself.
+        l2: strength of an L2 penalty on w_S and W_M, in the units of `linear` and `ridge`.
+        variant: which of F, L and M is `score`.
+        dropout: share of the trunk's units dropped in training.
+        input_dropout: share of standardised features dropped in training.
+        lr: AdamW's learning rate.
+        weight_decay: AdamW's decoupled decay of all weight matrices.
+        batch_size: pairs, and annotated rows, in a batch; None takes about 32 batches an epoch, within 64..512.
+        epochs: most passes over the training data.
+        patience: epochs without a better validation loss (of the joint objective) before stopping.
+        scaling: "standard" standardises channels; "rms" divides each row by its root mean square first.
+        precision: of the GEMMs in training; "auto" is bfloat16 where the CPU has it. Scores are always float32.
+    """
+
+    name: ClassVar[str] = "smorm"
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs", "attributes"})
+
+    width: Count = 64
+    activation: Activation = "relu"
+    regression_weight: NonNegative = 1.0
+    trunk: Literal["mlp", "none"] = "mlp"
+    private_l2: Positive | None = None
+    l2: NonNegative = 0.0
+    variant: Variant = "F"
+    dropout: Share = 0.0
+    input_dropout: Share = 0.0
+    lr: Positive = 1e-3
+    weight_decay: NonNegative = 0.01
+    batch_size: Count | None = None
+    epochs: Count = 100
+    patience: Count = 10
+    scaling: Scaling = "standard"
+    precision: Precision = "auto"
+    _scaler: Scaler | None = field(default=None, init=False, repr=False, compare=False)
+    _attributes: AttributeScale | None = field(default=None, init=False, repr=False, compare=False)
+    _network: SharedTrunk | None = field(default=None, init=False, repr=False, compare=False)
+    _spread: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check the options; raises ValueError."""
+        super().__post_init__()
+        if self.trunk == "none" and self.private_l2 is not None:
+            raise ValueError("private_l2 has no meaning with trunk='none', where every head is private; leave it out")
+
+    def fit(self, train: TrainingView, valid: TrainingView, *, seed: int) -> FitHistory:
+        """Fit on train's pairs and attributes, stopping early on the joint loss of valid's.
+
+        Without validation pairs and attributes it makes all epochs and keeps the last weights.
+
+        Raises: ValueError if train has no pairs, an attribute has no score, or features hold NaN or infinity.
+        """
+        started = time.perf_counter()
+        require_pairs(train, self.name)
+        require_attributes(train, self.name)
+        generator = torch.Generator().manual_seed(seed)
+        self._scaler = Scaler.fit(train.features, train.used_rows(), scaling=self.scaling)
+        self._attributes = AttributeScale.fit(train)
+        data, held = self._standardised(train), self._standardised(valid)
+        self._network = network = self._new_network(self._scaler.dim, len(self._attributes.names), generator)
+        history = train_network(
+            network,
+            batches=lambda: joint_batches(len(data.pairs), len(data.annotated), self.batch_size, generator),
+            loss=lambda batch: self._loss(network, data, batch) + self._penalty(network),
+            valid_loss=(lambda: self._loss(network, held, _everything(held))) if len(held.x) else None,
+            epochs=self.epochs,
+            patience=self.patience,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+        )
+        network.finished()
+        self._spread = self._measure_spread(train)
+        return replace(history, seconds=time.perf_counter() - started)
+
+    def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The reward of each row that option `variant` names: (n, d) -> (n,)."""
+        return self.scores(features)[self.variant]
+
+    def scores(self, features: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """F, L and M of each row, the one that `variant` names first."""
+        spread = require_fitted(self._spread, self.name)
+        both = _both_rewards(self._predict(features))
+        mean = ((both - spread[0]) / spread[1]).mean(1)
+        rewards = {"F": both[:, 0].numpy(), "L": both[:, 1].numpy(), "M": mean.numpy()}
+        return {self.variant: rewards[self.variant], **rewards}
+
+    def predict_attributes(self, features: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Attribute predictions in the attributes' own units, by name, each (n,)."""
+        return require_fitted(self._attributes, self.name).in_own_units(self._predict(features)[:, 1:])
+
+    def save(self, directory: Path) -> None:
+        """Write head.json and head.safetensors."""
+        scaler, network = require_fitted(self._scaler, self.name), require_fitted(self._network, self.name)
+        scale, spread = require_fitted(self._attributes, self.name), require_fitted(self._spread, self.name)
+        fitted = {"dim": scaler.dim, "attribute_names": list(scale.names)}
+        tensors = {**scaler.tensors(), **scale.tensors(), "spread": spread, **network.state_dict()}
+        save_tensors(directory, self.name, options=self.get_params(), fitted=fitted, tensors=tensors)
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read what `save` wrote."""
+        saved = read_saved(directory, cls.name)
+        head = cls(**parse_options(cls, saved.options))
+        head._scaler = Scaler.take(saved.tensors, scaling=head.scaling)
+        head._attributes = AttributeScale.take(saved.tensors, saved.fitted["attribute_names"])
+        head._spread = saved.tensors.pop("spread")
+        k = len(head._attributes.names)
+        head._network = head._new_network(head._scaler.dim, k, torch.Generator()).finished()
+        head._network.load_state_dict(saved.tensors)
+        return head
+
+    def _new_network(self, dim: int, k: int, generator: torch.Generator) -> SharedTrunk:
+        return SharedTrunk(
+            dim,
+            k,
+            width=self.width if self.trunk == "mlp" else None,
+            activation=self.activation,
+            dropout=self.dropout,
+            input_dropout=self.input_dropout,
+            private=self.private_l2 is not None,
+            generator=generator,
+        )
+
+    def _standardised(self, view: TrainingView) -> StandardisedView:
+        scaler, scale = require_fitted(self._scaler, self.name), require_fitted(self._attributes, self.name)
+        dtype = compute_dtype(self.precision)
+        return StandardisedView.of(view, scaler, targets=scale.standardise(view), dtype=dtype)
+
+    def _loss(self, network: SharedTrunk, data: StandardisedView, batch: JointBatch) -> Tensor:
+        """Score the batch's responses in one stacked pass, each row once, and compare."""
+        pairs, annotated = batch
+        rows = torch.cat([data.pairs[pairs].flatten(), data.annotated[annotated]])
+        out = score_rows(network, data, rows)
+        chosen, rejected = out[: 2 * len(pairs), 0].view(-1, 2).T
+        predicted, target = out[2 * len(pairs) :, 1:], data.targets[annotated]
+        return smorm_loss(chosen - rejected, predicted, target, regression_weight=self.regression_weight)
+
+    def _penalty(self, network: SharedTrunk) -> Tensor:
+        """L2 on the heads, weighted so that with trunk="none" the minimum is that of `linear` and `ridge`."""
+        penalty = self.l2 * self._weighted_squares(network.heads)
+        if network.private is None:
+            return penalty
+        assert self.private_l2 is not None
+        return penalty + self.private_l2 * self._weighted_squares(network.private)
+
+    def _weighted_squares(self, heads: Tensor) -> Tensor:
+        """1/2 |w_S|^2, and |W_M|^2 with the weight that the attributes' mean squared error has in the loss."""
+        k = len(heads) - 1
+        return 0.5 * heads[0].square().sum() + self.regression_weight / k * heads[1:].square().sum()
+
+    def _predict(self, features: NDArray[np.float32]) -> Tensor:
+        scaler, network = require_fitted(self._scaler, self.name), require_fitted(self._network, self.name)
+        with torch.no_grad():
+            predicted = [network(block) for block in scaler.blocks(features)]
+        return torch.cat([torch.empty(0, len(network.bias)), *predicted])
+
+    def _measure_spread(self, train: TrainingView) -> Tensor:
+        """Mean (row 0) and standard deviation (row 1) of F and L over the training rows: shape (2, 2)."""
+        both = _both_rewards(self._predict(train.features[train.used_rows()])).double()
+        deviation = both.std(0, correction=0)
+        return torch.stack([both.mean(0), torch.where(deviation > 0, deviation, 1.0)]).float()
+
+
+def joint_batches(pairs: int, annotated: int, size: int | None, generator: torch.Generator) -> Iterator[JointBatch]:
+    """One epoch: every step takes a share of the pairs and a share of the annotated rows.
+
+    Both are passed over once, in as many steps as the longer needs, whatever their sizes; one with fewer rows than
+    there are steps is passed over again, so that no step lacks either objective.
+    """
+    steps = max(math.ceil(count / choose_batch_size(count, size)) for count in (pairs, annotated))
+    yield from zip(_parts(pairs, steps, generator), _parts(annotated, steps, generator), strict=True)
+
+
+def _parts(count: int, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    passes = [torch.randperm(count, generator=generator) for _ in range(math.ceil(steps / count))]
+    return torch.cat(passes).tensor_split(steps)
+
+
+def _everything(data: StandardisedView) -> JointBatch:
+    return torch.arange(len(data.pairs)), torch.arange(len(data.annotated))
+
+
+def _both_rewards(predicted: Tensor) -> Tensor:
+    """F and L of rows of (reward, attributes): (n, 1 + k) -> (n, 2)."""
+    return torch.stack([predicted[:, 0], predicted[:, 1:].mean(1)], dim=1)

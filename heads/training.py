@@ -1,0 +1,226 @@
+"""The training loop that bt, clf and smorm share: standardised rows, batches of indices, AdamW, early stopping.
+
+Pairs stay indices into one matrix of standardised rows. Mirrored copies of pairs are not made: the Bradley-Terry loss
+is antisymmetric, so they would double the cost and add nothing. Randomness comes from generators that a head makes
+from its seed; torch's global generator is neither read nor set.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from cache.views import TrainingView
+from heads.protocol import FitHistory
+from heads.scaling import Scaler
+
+Batch = TypeVar("Batch")
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class StandardisedView:
+    """The rows of a view that a head uses, standardised, and its annotations as indices into them.
+
+    Attributes:
+        x: standardised features; shape (u, d), float32 or bfloat16.
+        pairs: row numbers in x of (chosen, rejected); shape (m, 2).
+        rows_repeat: whether some row has two annotations, so that a batch is worth searching for repeats.
+        annotated: row numbers in x that have an attribute score; shape (a,).
+        targets: their attribute scores in standardised units, NaN where not annotated; shape (a, k).
+    """
+
+    x: Tensor
+    pairs: Tensor
+    rows_repeat: bool
+    annotated: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        view: TrainingView,
+        scaler: Scaler,
+        *,
+        pairs: bool = True,
+        targets: NDArray[np.float32] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> "StandardisedView":
+        """Standardise the rows in pairs (unless `pairs` is false) and the rows that `targets` (n, k) annotates."""
+        if targets is None:
+            targets = np.full((len(view.features), 0), np.nan, dtype=np.float32)
+        kept = view.pairs if pairs else view.pairs[:0]
+        annotated = np.flatnonzero(np.isfinite(targets).any(axis=1))
+        rows = np.union1d(kept.ravel(), annotated)
+        return cls(
+            x=scaler.transform(view.features, rows).to(dtype),
+            pairs=torch.from_numpy(np.searchsorted(rows, kept)),
+            rows_repeat=len(rows) < kept.size + len(annotated),
+            annotated=torch.from_numpy(np.searchsorted(rows, annotated)),
+            targets=torch.from_numpy(targets[annotated]),
+        )
+
+
+def pair_margins(score: Callable[[Tensor], Tensor], data: StandardisedView, index: Tensor) -> Tensor:
+    """r(chosen) - r(rejected) of the pairs numbered by `index`; each row is scored once however many pairs share it."""
+    rewards = score_rows(score, data, data.pairs[index].flatten()).view(-1, 2)
+    return rewards[:, 0] - rewards[:, 1]
+
+
+def score_rows(score: Callable[[Tensor], Tensor], data: StandardisedView, rows: Tensor) -> Tensor:
+    """score(x[rows]), with repeated rows computed once."""
+    if not data.rows_repeat:
+        return score(data.x.index_select(0, rows))
+    unique, where = torch.unique(rows, return_inverse=True)
+    return score(data.x.index_select(0, unique))[where]
+
+
+def shuffled(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """The numbers 0..count-1 in a new order, `size` at a time."""
+    yield from torch.split(torch.randperm(count, generator=generator), size)
+
+
+def choose_batch_size(count: int, given: int | None) -> int:
+    """The given batch size, or about 32 steps an epoch within 64..512: few rows need steps, many need large GEMMs."""
+    return given if given is not None else min(512, max(64, count // 32))
+
+
+def train_network(
+    network: nn.Module,
+    *,
+    batches: Callable[[], Iterable[Batch]],
+    loss: Callable[[Batch], Tensor],
+    valid_loss: Callable[[], Tensor] | None,
+    epochs: int,
+    patience: int,
+    lr: float,
+    weight_decay: float,
+) -> FitHistory:
+    """Fit `network` in place with AdamW.
+
+    Stops when `valid_loss` has not fallen for `patience` epochs and puts the best epoch's weights back. Without
+    `valid_loss` it makes all `epochs` and keeps the last weights.
+
+    Args:
+        network: its parameters with two or more dimensions are decayed, vectors are not.
+        batches: gives one epoch's batches, shuffled.
+        loss: training loss of a batch.
+        valid_loss: validation loss of the network as it is.
+        epochs: most passes over the training data.
+        patience: epochs without a better validation loss before stopping.
+        lr: AdamW's learning rate.
+        weight_decay: AdamW's decoupled decay.
+    Returns: the losses of every epoch made.
+    Raises: ValueError if a loss is no longer finite.
+    """
+    started = time.perf_counter()
+    optimiser = AdamW(list(network.parameters()), lr=lr, weight_decay=weight_decay)
+    train_losses: list[float] = []
+    valid_losses: list[float] = []
+    best, best_weights = 0, _copy(network)
+    for epoch in range(epochs):
+        train_losses.append(_one_epoch(network, optimiser, batches(), loss))
+        _require_finite(train_losses, lr)
+        if valid_loss is None:
+            best = epoch
+            continue
+        valid_losses.append(_evaluated(network, valid_loss))
+        _require_finite(valid_losses, lr)
+        if valid_losses[epoch] <= min(valid_losses):
+            best, best_weights = epoch, _copy(network)
+        if epoch - best >= patience:
+            break
+    if valid_loss is not None:
+        _restore(network, best_weights)
+    return FitHistory(
+        len(train_losses), best + 1, tuple(train_losses), tuple(valid_losses), time.perf_counter() - started
+    )
+
+
+def compute_dtype(precision: Precision) -> torch.dtype:
+    """bfloat16 where it is asked for, or where "auto" finds a CPU with bfloat16 instructions; float32 otherwise.
+
+    Without the instructions torch emulates bfloat16 many times slower than float32.
+    """
+    supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and supported) else torch.float32
+
+
+class AdamW:
+    """AdamW (arXiv:1711.05101); it decays weights of two or more dimensions, not biases.
+
+    torch's own update without its optimiser class, whose first use spends two seconds importing torch's compiler.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], *, lr: float, weight_decay: float) -> None:
+        """Take the weights; they are changed in place."""
+        self.weights = list(weights)
+        self.means = [torch.zeros_like(weight) for weight in weights]
+        self.squares = [torch.zeros_like(weight) for weight in weights]
+        self.steps = [torch.zeros(()) for _ in weights]
+        self.lr = lr
+        self.weight_decay = weight_decay
+
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """Take one step along the gradients of the weights."""
+        for decayed, decay in ((True, self.weight_decay), (False, 0.0)):
+            members = [i for i, weight in enumerate(self.weights) if (weight.ndim > 1) == decayed]
+            adamw(
+                [self.weights[i] for i in members],
+                [gradients[i] for i in members],
+                [self.means[i] for i in members],
+                [self.squares[i] for i in members],
+                [],
+                [self.steps[i] for i in members],
+                fused=True,
+                amsgrad=False,
+                beta1=0.9,
+                beta2=0.999,
+                lr=self.lr,
+                weight_decay=decay,
+                eps=1e-8,
+                maximize=False,
+            )
+
+
+def _one_epoch(
+    network: nn.Module, optimiser: AdamW, batches: Iterable[Batch], loss: Callable[[Batch], Tensor]
+) -> float:
+    network.train()
+    weights = list(network.parameters())
+    losses = []
+    for batch in batches:
+        value = loss(batch)
+        gradients = torch.autograd.grad(value, weights)
+        with torch.no_grad():
+            optimiser.step(gradients)
+        losses.append(value.detach())
+    return float(torch.stack(losses).mean())
+
+
+def _evaluated(network: nn.Module, valid_loss: Callable[[], Tensor]) -> float:
+    network.eval()
+    with torch.no_grad():
+        return float(valid_loss())
+
+
+def _require_finite(losses: Sequence[float], lr: float) -> None:
+    if not math.isfinite(losses[-1]):
+        raise ValueError(f"the loss became {losses[-1]} at epoch {len(losses)}; lower lr ({lr})")
+
+
+def _copy(network: nn.Module) -> list[Tensor]:
+    return [weight.detach().clone() for weight in network.parameters()]
+
+
+def _restore(network: nn.Module, weights: list[Tensor]) -> None:
+    with torch.no_grad():
+        for weight, kept in zip(network.parameters(), weights, strict=True):
+            weight.copy_(kept)

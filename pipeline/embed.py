@@ -1,0 +1,358 @@
+"""The embedding stage: preference data in, one vector per response and feature out, once.
+
+Responses that the store already has under the same spec are not run again. Work goes window by window, each written
+as one part; windows are cut in the order of the data, so a run that was killed continues with the very batches that
+the uninterrupted run would have made, and its vectors are the same to the bit.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cache.embeddings import Embeddings
+from cache.records import Dataset
+from cache.spec import EmbeddingSpec
+from cache.store import Store
+from pipeline.backbone import Backbone, default_device, default_dtype, load_backbone
+from pipeline.forward import Extractor, stored, supports_packing
+from pipeline.packing import ATTENTION
+from pipeline.preflight import preflight, probe
+from pipeline.progress import Progress, clock, say
+from pipeline.readers import read_source
+from pipeline.render import Renderer, TokenRow, fit_length
+
+DEFAULT_MAX_LENGTH = 2048
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}  # larger batches fall out of a CPU's cache and are slower
+PART_ROWS = {"cpu": 512, "cuda": 8192}
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """Options of `pipeline embed`.
+
+    Attributes:
+        sources: files, hub ids, or names of datasets that the store has.
+        store: the store's folder.
+        backbone: hub id, directory, or "gemma3-270m".
+        backbone_revision: commit, tag or branch of a hub backbone.
+        name: dataset name instead of the one made from the source (one source only).
+        format: force a format instead of recognising it from the columns.
+        config: configuration of a hub dataset.
+        split: split of a hub dataset.
+        revision: revision of a hub dataset.
+        prompts: keep the first so many prompts of each source.
+        layers: hidden layers: numbers, per cent of the depth, or "last".
+        pool: "last" and/or "mean".
+        template: chat template: "model", a named one, or a Jinja file; None takes the model's own.
+        max_length: longest row in tokens; None takes 2,048 or the model's limit.
+        overlong: what happens to longer rows: "left", "right", "drop" or "error".
+        dtype: compute dtype; None takes bfloat16 where the device multiplies in it.
+        store_dtype: "float16" or "float32".
+        device: "cpu" or "cuda"; None takes the GPU if there is one.
+        share: whether the tokens of a prompt are run once for all its responses, where the backbone allows it.
+        token_budget: tokens in a pack or padded batch; None takes the device's default.
+        part_rows: responses in a part, the unit that a kill can lose; None takes the device's default.
+        refresh: read a source again although the store has a dataset of its name with other content.
+    """
+
+    sources: tuple[str, ...]
+    store: Path
+    backbone: str
+    backbone_revision: str | None = None
+    name: str | None = None
+    format: str | None = None
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    prompts: int | None = None
+    layers: tuple[str, ...] = ("last",)
+    pool: tuple[str, ...] = ("last",)
+    template: str | None = None
+    max_length: int | None = None
+    overlong: str = "left"
+    dtype: str | None = None
+    store_dtype: str = "float16"
+    device: str | None = None
+    share: bool = True
+    token_budget: int | None = None
+    part_rows: int | None = None
+    refresh: bool = False
+
+
+@dataclass
+class EmbedSummary:
+    """What an embedding run did.
+
+    Attributes:
+        fingerprint: of the embedding written to.
+        datasets: names of the datasets covered.
+        embedded: responses that were run.
+        reused: responses that the store had already.
+        cut: rows shortened to max_length.
+        dropped: rows left out by the over-long policy.
+        tokens: real tokens computed.
+        computed: tokens run: padding included, shared prompts once.
+        seconds: wall time of the forward passes and writes.
+        probes: 5-fold linear probe accuracy of each dataset with pairs, with its interval.
+    """
+
+    fingerprint: str
+    datasets: tuple[str, ...]
+    embedded: int = 0
+    reused: int = 0
+    cut: int = 0
+    dropped: int = 0
+    tokens: int = 0
+    computed: int = 0
+    seconds: float = 0.0
+    probes: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A response that has no vector yet."""
+
+    response_id: str
+    prompt: str
+    response: str
+
+
+def embed(options: EmbedOptions) -> EmbedSummary:
+    """Run the stage. Nothing is written before all sources are read and the backbone is loaded.
+
+    Raises: ValueError with what, got and fix.
+    """
+    store = Store(options.store)
+    datasets = read_datasets(options, store)
+    backbone = _load(options)
+    renderer = Renderer.of(backbone.tokenizer, options.template)
+    packed = options.share and supports_packing(backbone)
+    spec = make_spec(options, backbone, renderer, packed=packed)
+    for dataset in datasets:
+        store.write_dataset(dataset)
+    embeddings = store.create_embeddings(spec)
+    with embeddings.locked():
+        summary = _fill(options, datasets, backbone, renderer, Embeddings.open(embeddings.directory))
+    for dataset in datasets:
+        result = probe(dataset, Embeddings.open(embeddings.directory))
+        if result is not None:
+            summary.probes[dataset.name] = result
+    return summary
+
+
+def read_datasets(options: EmbedOptions, store: Store) -> list[Dataset]:
+    """Read every source and show what was refused; a name the store has is taken from there."""
+    if options.name is not None and len(options.sources) != 1:
+        raise ValueError(
+            f"--name {options.name} names one dataset, got {len(options.sources)} sources; embed them apart"
+        )
+    known = store.dataset_names()
+    datasets: list[Dataset] = []
+    for source in options.sources:
+        if source in known and not Path(source).exists():
+            datasets.append(store.dataset(source))
+            continue
+        dataset = read_source(
+            source,
+            name=options.name,
+            format=options.format,
+            config=options.config,
+            split=options.split,
+            revision=options.revision,
+            prompts=options.prompts,
+        )
+        _check_name(dataset, store, refresh=options.refresh, others=[other.name for other in datasets])
+        _show_dataset(dataset)
+        datasets.append(dataset)
+    return datasets
+
+
+def make_spec(options: EmbedOptions, backbone: Backbone, renderer: Renderer, *, packed: bool) -> EmbeddingSpec:
+    """Everything that can change a vector. Raises ValueError for layers the model does not have."""
+    return EmbeddingSpec(
+        backbone=backbone.name,
+        weights=backbone.weights,
+        tokenizer=backbone.tokenizer_hash,
+        template=renderer.name,
+        template_sha256=renderer.sha256,
+        bos=renderer.bos,
+        max_length=_max_length(options.max_length, backbone),
+        overlong=options.overlong,
+        layers=parse_layers(options.layers, backbone.layer_count),
+        pool=tuple(dict.fromkeys(options.pool)),
+        compute_dtype=backbone.dtype,
+        attention=ATTENTION if packed else backbone.attention,
+        stored_dtype=options.store_dtype,
+    )
+
+
+def parse_layers(layers: Sequence[str], count: int) -> tuple[int, ...]:
+    """Layer numbers from numbers, per cent of the depth ("60%") and "last"; ascending, without repeats."""
+    numbers = set()
+    for text in layers:
+        digits = text.removesuffix("%")
+        if text == "last":
+            numbers.add(count)
+        elif not digits.isdigit() or not 0 <= int(digits) <= (100 if text.endswith("%") else count):
+            raise ValueError(f"layer {text!r} is not one of 0 to {count}, 0% to 100%, or last; give such a one")
+        else:
+            numbers.add(round(int(digits) / 100 * count) if text.endswith("%") else int(digits))
+    return tuple(sorted(numbers))
+
+
+def pending_responses(datasets: Sequence[Dataset], known: Embeddings) -> tuple[list[Pending], int]:
+    """Responses without a vector, prompt by prompt in order of first appearance, and how many have one already."""
+    groups: dict[str, dict[str, Pending]] = {}
+    seen: set[str] = set()
+    reused: set[str] = set()
+    for dataset in datasets:
+        columns = dataset["responses"].select(["response_id", "prompt_id", "prompt", "response"]).to_pydict()
+        for key, prompt_key, prompt, response in zip(*columns.values(), strict=True):
+            if key in known:
+                reused.add(key)
+            elif key not in known.dropped and key not in seen:
+                seen.add(key)
+                groups.setdefault(prompt_key, {})[key] = Pending(key, prompt, response)
+    return [row for group in groups.values() for row in group.values()], len(reused)
+
+
+def windows(rows: Sequence[Pending], size: int) -> Iterator[Sequence[Pending]]:
+    """Cut rows into windows of at least `size`, never inside a prompt's responses."""
+    start = 0
+    for end in range(1, len(rows) + 1):
+        whole = end == len(rows) or rows[end].prompt != rows[end - 1].prompt
+        if end == len(rows) or (whole and end - start >= size):
+            yield rows[start:end]
+            start = end
+
+
+def _fill(
+    options: EmbedOptions, datasets: Sequence[Dataset], backbone: Backbone, renderer: Renderer, embeddings: Embeddings
+) -> EmbedSummary:
+    """Embed what is missing and say what was done."""
+    device = backbone.model.device.type
+    spec = embeddings.spec
+    budget = options.token_budget or TOKEN_BUDGET[device]
+    extractor = Extractor(backbone, spec.layers, spec.pool, budget, packed=spec.attention == ATTENTION)
+    todo, reused = pending_responses(datasets, embeddings)
+    summary = EmbedSummary(spec.fingerprint, tuple(dataset.name for dataset in datasets), reused=reused)
+    say(f"embedding {spec.fingerprint}: {len(todo):,} responses to run, {reused:,} in the store already")
+    if not todo:
+        return summary
+    _show_first_row(renderer, todo[0])
+    say(preflight(extractor, renderer, todo, spec))
+    progress = Progress("tokens", total=sum(_work(row) for row in todo))
+    started = time.monotonic()
+    for window in windows(todo, options.part_rows or PART_ROWS[device]):
+        _embed_window(window, extractor, renderer, embeddings, summary)
+        progress.advance(sum(_work(row) for row in window), summary.tokens - progress.counted)
+    progress.close()
+    summary.seconds = time.monotonic() - started
+    rate, share = summary.tokens / summary.seconds, summary.computed / summary.tokens
+    say(
+        f"{summary.embedded:,} responses, {summary.tokens:,} tokens in {clock(summary.seconds)} "
+        f"({rate:,.0f} tokens/s; {share:.0%} of the tokens were run)"
+    )
+    if summary.cut or summary.dropped:
+        say(f"longer than {spec.max_length} tokens: {summary.cut:,} cut ({spec.overlong}), {summary.dropped:,} dropped")
+    return summary
+
+
+def _embed_window(
+    window: Sequence[Pending], extractor: Extractor, renderer: Renderer, embeddings: Embeddings, summary: EmbedSummary
+) -> None:
+    spec = embeddings.spec
+    whole = renderer.encode([(row.prompt, row.response) for row in window])
+    kept: list[tuple[Pending, TokenRow, int]] = []
+    dropped: dict[str, str] = {}
+    for pending, row in zip(window, whole, strict=True):
+        fitted = fit_length(row, max_length=spec.max_length, overlong=spec.overlong, bos=spec.bos == "one")
+        if fitted is not None:
+            kept.append((pending, fitted, len(row) - len(fitted)))
+        elif spec.overlong == "error":
+            raise ValueError(
+                f"response {pending.response_id} has {len(row)} tokens, more than --max-length {spec.max_length}; "
+                "raise it, or choose --overlong left, right or drop"
+            )
+        else:
+            dropped[pending.response_id] = f"{len(row)} tokens"
+    embeddings.drop(dropped)
+    summary.dropped += len(dropped)
+    if kept:
+        _write_window(kept, extractor, embeddings, summary)
+
+
+def _write_window(
+    kept: Sequence[tuple[Pending, TokenRow, int]], extractor: Extractor, embeddings: Embeddings, summary: EmbedSummary
+) -> None:
+    rows = [row for _, row, _ in kept]
+    ids = [pending.response_id for pending, _, _ in kept]
+    cut = np.array([count for _, _, count in kept], dtype=np.int32)
+    # A row cut on the left no longer begins as its prompt's other rows do.
+    groups = [pending.response_id if lost else pending.prompt for pending, _, lost in kept]
+    features, computed = extractor.run(rows, groups)
+    vectors, scales = stored(features, embeddings.spec, extractor.backbone.layer_count, ids)
+    tokens = np.array([len(row) for row in rows], dtype=np.int32)
+    response_tokens = np.array([len(row) - row.response_start for row in rows], dtype=np.int32)
+    embeddings.append(ids, vectors, {"tokens": tokens, "response_tokens": response_tokens, "cut_tokens": cut, **scales})
+    summary.embedded += len(rows)
+    summary.cut += int((cut > 0).sum())
+    summary.tokens += int(tokens.sum())
+    summary.computed += computed
+
+
+def _load(options: EmbedOptions) -> Backbone:
+    device = options.device or default_device()
+    dtype = options.dtype or default_dtype(device)
+    say(f"loading {options.backbone} on {device} in {dtype}")
+    return load_backbone(options.backbone, revision=options.backbone_revision, device=device, dtype=dtype)
+
+
+def _max_length(asked: int | None, backbone: Backbone) -> int:
+    limit = backbone.max_length
+    if asked is not None and not 2 <= asked <= limit:
+        raise ValueError(
+            f"--max-length {asked} is outside 2 to {limit}, what {backbone.name} can hold; give one inside"
+        )
+    return asked or min(DEFAULT_MAX_LENGTH, limit)
+
+
+def _check_name(dataset: Dataset, store: Store, *, refresh: bool, others: Sequence[str]) -> None:
+    """Refuse to replace a dataset by another of the same name unless that was asked for."""
+    if dataset.name in others:
+        raise ValueError(f"two sources have the name {dataset.name!r}; embed them apart with --name")
+    if refresh or dataset.name not in store.dataset_names():
+        return
+    if store.dataset(dataset.name).info["content_hash"] != dataset.info["content_hash"]:
+        raise ValueError(
+            f"the store has a dataset {dataset.name!r} with other content; "
+            "give this one another --name, or replace the old one with --refresh"
+        )
+
+
+def _show_dataset(dataset: Dataset) -> None:
+    counts: Mapping[str, int] = dataset.info["counts"]
+    say(f"{dataset.name}: {dataset.info['format']}, " + ", ".join(f"{n:,} {table}" for table, n in counts.items()))
+    for refused in dataset.info["refused"]:
+        shown = ", ".join(map(str, refused["rows"][:5])) + (", ..." if refused["count"] > 5 else "")
+        say(f"  refused {refused['count']:,}: {refused['reason']} (rows {shown})")
+
+
+def _show_first_row(renderer: Renderer, row: Pending) -> None:
+    tokens = renderer.encode([(row.prompt, row.response)])[0]
+    start = tokens.response_start
+    decode = renderer.tokenizer.decode
+    say(f"row 0 as the model sees it ({renderer.name} template, {len(tokens)} tokens; the response follows the bar):")
+    say(f"  {_ends(repr(decode(tokens.ids[:start])))} | {_ends(repr(decode(tokens.ids[start:])))}")
+
+
+def _ends(text: str, longest: int = 300) -> str:
+    return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
+
+
+def _work(row: Pending) -> int:
+    """Characters stand for tokens until a row is tokenised."""
+    return len(row.prompt) + len(row.response)

@@ -1,0 +1,167 @@
+"""The judging stage: each run's scores on prompts it was not fitted on, with intervals and controls beside."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from bench.judge import MetricRow, judge_attributes, judge_pairs, judge_pool, to_table
+from cache.assembly import Assembled, assemble
+from cache.embeddings import Embeddings
+from cache.files import write_table
+from cache.records import Dataset
+from cache.store import Store
+from heads.protocol import Head
+from heads.registry import load_head
+from pipeline.fit import trained_prompts
+from pipeline.progress import say
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of `pipeline evaluate`.
+
+    Attributes:
+        runs: run ids or groups; empty means every run in the store.
+        on: datasets to judge on.
+        store: the store's folder.
+    """
+
+    runs: tuple[str, ...]
+    on: tuple[str, ...]
+    store: Path
+
+
+@dataclass(frozen=True)
+class Held:
+    """The rows of a dataset that a run may be judged on, as `cache.assembly.Assembled` with a mask."""
+
+    data: Assembled
+    dataset: Dataset
+    keep: NDArray[np.bool_]
+
+
+def evaluate(options: EvaluateOptions) -> pa.Table:
+    """Judge runs on datasets; keep scores and metrics with each run.
+
+    Returns: the metric rows that were made (bench.judge.METRICS).
+    Raises: ValueError if a run, dataset or vector is missing, or no prompt of a dataset is new to a run.
+    """
+    store = Store(options.store)
+    names = [run for name in options.runs for run in store.matching_runs(name)] or store.run_names()
+    if not names:
+        raise ValueError(f"no runs in {store.root}; fit one with `pipeline fit --head linear --pairs DATASET`")
+    tables = []
+    for dataset in [store.dataset(name) for name in options.on]:
+        prepared: dict[tuple[str, ...], Held] = {}
+        for run_id in dict.fromkeys(names):
+            run = store.run(run_id)
+            key = (run["embedding"], *run["features"], str(run["split"]), *map(str, _trained_on(run)))
+            if key not in prepared:
+                prepared[key] = _held_out(store, run, dataset)
+            tables.append(_judge_run(store, run, prepared[key]))
+        say(f"{dataset.name}: {len(dict.fromkeys(names))} runs judged")
+    return pa.concat_tables(tables)
+
+
+def judge(
+    scores: dict[str, NDArray[np.float32]], predicted: dict[str, NDArray[np.float32]], held: Held
+) -> list[MetricRow]:
+    """All metrics that the dataset has annotations for, of the scores and of response length.
+
+    Args:
+        scores: every reward by name, for all rows; each (n,).
+        predicted: attribute predictions by name, for all rows; each (n,).
+        held: which rows count.
+    """
+    view, dataset = held.data.view, held.dataset
+    scorers: dict[str, NDArray[np.floating]] = {**scores, "length": held.data.lengths.astype(np.float64)}
+    inside = held.keep[view.pairs].all(axis=1)
+    subsets = dataset["pairs"]["subset"].take(pa.array(held.data.pair_rows[inside])).to_pylist()
+    rows = judge_pairs(scorers, view.pairs[inside], view.prompts, subsets)
+    annotated = {name: view.attributes[held.keep, k] for k, name in enumerate(view.attribute_names)}
+    if annotated and held.keep.any():
+        kept = {name: values[held.keep] for name, values in predicted.items()}
+        rows += judge_attributes(kept, annotated, view.prompts[held.keep])
+    gold_rows, gold = _gold(held)
+    pooled = {name: values[gold_rows] for name, values in scorers.items()}
+    return rows + judge_pool(pooled, gold, view.prompts[gold_rows])
+
+
+def _trained_on(run: dict[str, Any]) -> tuple[str | None, str | None]:
+    return run["pairs_dataset"], run["attributes_dataset"]
+
+
+def _held_out(store: Store, run: dict[str, Any], dataset: Dataset) -> Held:
+    embeddings = _embeddings_of(store, run)
+    data = assemble(embeddings, run["features"], pairs=dataset, attributes=dataset)
+    trained = trained_prompts(store, run)
+    keep = np.array([prompt not in trained for prompt in data.prompt_ids], dtype=np.bool_)
+    if not keep.any():
+        raise ValueError(
+            f"every prompt of {dataset.name!r} is in the training split of run {run['run_id']}; "
+            "judge it on another dataset"
+        )
+    return Held(data, dataset, keep)
+
+
+def _embeddings_of(store: Store, run: dict[str, Any]) -> Embeddings:
+    if run["embedding"] not in store.fingerprints():
+        raise ValueError(
+            f"run {run['run_id']} was fitted on embedding {run['embedding']}, which is not in {store.root}; "
+            "embed with that spec again, or refit"
+        )
+    return store.embeddings(run["embedding"])
+
+
+def _judge_run(store: Store, run: dict[str, Any], held: Held) -> pa.Table:
+    directory = store.run_directory(run["run_id"])
+    head: Head = load_head(directory)
+    scores = head.scores(held.data.view.features)
+    predicted = head.predict_attributes(held.data.view.features)
+    metrics = to_table(judge(scores, predicted, held), run_id=run["run_id"], dataset=held.dataset.name)
+    _merge(directory / "scores.parquet", _score_table(run["run_id"], scores, predicted, held), "response_id")
+    _merge(directory / "metrics.parquet", metrics, "dataset")
+    return metrics
+
+
+def _score_table(
+    run_id: str, scores: dict[str, NDArray[np.float32]], predicted: dict[str, NDArray[np.float32]], held: Held
+) -> pa.Table:
+    """run_id, response_id, score, then each further named score and predicted attribute, for the held-out rows."""
+    ids = np.array(held.data.response_ids, dtype=object)[held.keep]
+    first, *others = scores
+    columns = {"run_id": pa.array([run_id] * len(ids)), "response_id": pa.array(ids, pa.string())}
+    columns["score"] = pa.array(scores[first][held.keep])
+    named = {first: scores[first], **{name: scores[name] for name in others}} if others else {}
+    for name, values in {**named, **predicted}.items():
+        column = f"attribute_{name}" if name in columns else name
+        columns[column] = pa.array(values[held.keep])
+    return pa.table(columns)
+
+
+def _merge(path: Path, new: pa.Table, key: str) -> None:
+    """Replace the rows of `path` whose key the new rows have, keep the others."""
+    if path.is_file():
+        old = pq.read_table(path)
+        kept = old.filter(pc.invert(pc.is_in(old[key], value_set=new[key].combine_chunks().unique())))
+        new = pa.concat_tables([kept, new], promote_options="default")
+    write_table(path, new)
+
+
+def _gold(held: Held) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Row numbers and gold scores of the pool's samples; a text that was sampled twice stands twice."""
+    table = held.dataset["gold"]
+    row_of = {identifier: row for row, identifier in enumerate(held.data.response_ids)}
+    pairs = [
+        (row_of[identifier], score)
+        for identifier, score in zip(table["response_id"].to_pylist(), table["score"].to_pylist(), strict=True)
+        if identifier in row_of and held.keep[row_of[identifier]]
+    ]
+    rows = np.array([row for row, _ in pairs], dtype=np.int64)
+    return rows, np.array([score for _, score in pairs], dtype=np.float64)

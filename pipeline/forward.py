@@ -1,0 +1,252 @@
+"""Token rows through the frozen backbone to one vector per row and feature.
+
+Two ways give the same vectors. *Packed*: rows without padding, each prompt's tokens run once for all its responses
+(see `pipeline.packing`). *Padded*: right-padded, length-sorted batches, right for any architecture. In both a vector
+is pooled at the row's rightmost token, known from its length, so that padding side and pad == eos do not matter.
+"""
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache.spec import EmbeddingSpec, feature_name
+from cache.vectors import RMS, Scalars, Vectors
+from pipeline.backbone import Backbone
+from pipeline.packing import ATTENTION, Pack, Placed, attend_spans, make_packs
+from pipeline.render import TokenRow
+
+if TYPE_CHECKING:
+    from transformers.modeling_outputs import BaseModelOutput
+
+Features = dict[str, NDArray[np.float32]]
+
+FLOAT16_MAX = 65504.0
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # relative: how far batching and packing may move a vector
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Computes the features of a spec.
+
+    Attributes:
+        backbone: the loaded model.
+        layers: hidden layers to keep; the last one is the normed final state.
+        pool: "last" and/or "mean".
+        token_budget: tokens in one pack or padded batch.
+        packed: whether to share prompts in packs; only where `supports_packing`.
+        packed: whether to share prompts in packs; only for backbones that `supports_packing`.
+    """
+
+    backbone: Backbone
+    layers: tuple[int, ...]
+    pool: tuple[str, ...]
+    token_budget: int
+    packed: bool = False
+
+    def run(self, rows: Sequence[TokenRow], groups: Sequence[Hashable]) -> tuple[Features, int]:
+        """Features of n rows, in the rows' order, and the number of tokens that were computed.
+
+        Args:
+            rows: the token rows.
+            groups: a key for each row; adjacent rows of one key may share the tokens that they begin with.
+
+        Returns: for each feature an (n, d) float32 array; tokens run, padding included, shared ones once.
+        """
+        gathered: Features = {}
+        computed = 0
+        self.backbone.model.set_attn_implementation(ATTENTION if self.packed else self.backbone.attention)
+        parts = self._packed(rows, groups) if self.packed else self._padded(rows)
+        for numbers, vectors, tokens in parts:
+            computed += tokens
+            for name, matrix in vectors.items():
+                if name not in gathered:
+                    gathered[name] = np.empty((len(rows), matrix.shape[1]), dtype=np.float32)
+                gathered[name][numbers] = matrix.cpu().numpy()
+        return gathered, computed
+
+    def _packed(
+        self, rows: Sequence[TokenRow], groups: Sequence[Hashable]
+    ) -> Iterator[tuple[list[int], dict[str, Tensor], int]]:
+        for pack in make_packs(rows, groups, self.token_budget):
+            starts = {placed.row: rows[placed.row].response_start for placed in pack.placed}
+            yield [placed.row for placed in pack.placed], self._forward_pack(pack, starts), len(pack.ids)
+
+    def _padded(self, rows: Sequence[TokenRow]) -> Iterator[tuple[list[int], dict[str, Tensor], int]]:
+        for batch in batches([len(row) for row in rows], self.token_budget):
+            chosen = [rows[number] for number in batch]
+            yield batch.tolist(), self._forward_batch(chosen), len(batch) * max(len(row) for row in chosen)
+
+    @torch.inference_mode()
+    def _forward_pack(self, pack: Pack, starts: dict[int, int]) -> dict[str, Tensor]:
+        device = self.backbone.model.device
+        output = self.backbone.model(
+            input_ids=torch.from_numpy(pack.ids).long()[None].to(device),
+            position_ids=torch.from_numpy(pack.positions)[None].to(device),
+            output_hidden_states=self.layers != (self.backbone.layer_count,),
+            use_cache=False,
+            spans=pack.spans,
+        )
+        features = {}
+        for layer in self.layers:
+            states = self._states(output, layer)[0]
+            for pool in self.pool:
+                pooled = [_pool_placed(states, placed, starts[placed.row], pool) for placed in pack.placed]
+                features[feature_name(layer, pool)] = torch.stack(pooled)
+        return features
+
+    @torch.inference_mode()
+    def _forward_batch(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
+        device = self.backbone.model.device
+        pad = self.backbone.tokenizer.pad_token_id
+        ids, mask = _right_padded(rows, pad if isinstance(pad, int) else 0)
+        output = self.backbone.model(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            output_hidden_states=self.layers != (self.backbone.layer_count,),
+            use_cache=False,
+        )
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        starts = torch.tensor([row.response_start for row in rows], device=device)
+        return {
+            feature_name(layer, pool): pool_states(self._states(output, layer), lengths, starts, pool)
+            for layer in self.layers
+            for pool in self.pool
+        }
+
+    def _states(self, output: "BaseModelOutput", layer: int) -> Tensor:
+        states = output.last_hidden_state if layer == self.backbone.layer_count else None
+        if states is None:
+            assert output.hidden_states is not None, "intermediate layers were not asked for"
+            states = output.hidden_states[layer]
+        assert states is not None
+        return states
+
+
+def supports_packing(backbone: Backbone) -> bool:
+    """Whether the backbone gives the same vectors packed as it gives one row at a time.
+
+    Three made-up conversations with a common beginning are run both ways. Architectures that do more than causal
+    attention over positions (state-space layers, bidirectional or soft-capped attention) fail here.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, attend_spans)
+    rows = _made_up_rows(backbone)
+    layers, pool = (backbone.layer_count,), ("last",)
+    plain = Extractor(backbone, layers, pool, token_budget=1)
+    expected, _ = plain.run(rows, [0] * len(rows))
+    try:
+        found, _ = replace(plain, token_budget=1 << 20, packed=True).run(rows, [0] * len(rows))
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    worst = max(relative_difference(found[name], expected[name]) for name in expected)
+    return worst <= TOLERANCE[backbone.dtype]
+
+
+def relative_difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """The largest |found - expected| / |expected| over rows."""
+    return float(np.max(np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)))
+
+
+def batches(lengths: Sequence[int], token_budget: int) -> Iterator[NDArray[np.int64]]:
+    """Row numbers in batches: sorted by length, each at most `token_budget` tokens with padding, or one row.
+
+    Ties keep the rows' order, so the same lengths give the same batches in every run.
+    """
+    order = np.argsort(np.asarray(lengths), kind="stable")
+    start = 0
+    for end in range(1, len(order) + 1):
+        following = lengths[order[end]] if end < len(order) else 0
+        if end == len(order) or following * (end + 1 - start) > token_budget:
+            yield order[start:end]
+            start = end
+
+
+def pool_states(states: Tensor, lengths: Tensor, starts: Tensor, pool: str) -> Tensor:
+    """One vector per row from its token states.
+
+    Args:
+        states: (rows, tokens, d), right-padded.
+        lengths: attended tokens of each row; shape (rows,).
+        starts: first token of each row's response; shape (rows,).
+        pool: "last" for the state at the rightmost attended token, "mean" for the response tokens' mean (the last
+            token alone when a row has no response token).
+
+    Returns: (rows, d), float32.
+    """
+    if pool == "last":
+        return states[torch.arange(len(states), device=states.device), lengths - 1].float()
+    positions = torch.arange(states.shape[1], device=states.device)
+    inside = (positions >= torch.minimum(starts, lengths - 1)[:, None]) & (positions < lengths[:, None])
+    weights = inside.float() / inside.sum(dim=1, keepdim=True)
+    return torch.einsum("rt,rtd->rd", weights, states.float().masked_fill(~inside[:, :, None], 0.0))
+
+
+def stored(
+    features: dict[str, NDArray[np.float32]], spec: EmbeddingSpec, last_layer: int, response_ids: Sequence[str]
+) -> tuple[dict[str, Vectors], dict[str, Scalars]]:
+    """Features as the spec stores them, and the RMS of those that are RMS-normalised.
+
+    With float16, intermediate layers are divided by their RMS: residual streams reach 1e5 in Gemma, beyond float16's
+    65,504. The final normed state is stored as it is.
+
+    Raises: ValueError with the response id if a value is not finite or overflows.
+    """
+    vectors: dict[str, Vectors] = {}
+    scalars: dict[str, Scalars] = {}
+    for name, matrix in features.items():
+        _check(~np.isfinite(matrix), name, response_ids, "is not finite; compute with --dtype float32")
+        if spec.stored_dtype == "float32":
+            vectors[name] = matrix
+            continue
+        if not name.startswith(f"L{last_layer}."):
+            rms = np.sqrt(np.mean(np.square(matrix), axis=1)) + np.float32(np.finfo(np.float32).tiny)
+            scalars[name + RMS] = rms
+            matrix = matrix / rms[:, None]
+        _check(np.abs(matrix) > FLOAT16_MAX, name, response_ids, "overflows float16; use --store-dtype float32")
+        vectors[name] = matrix.astype(np.float16)
+    return vectors, scalars
+
+
+def _pool_placed(states: Tensor, placed: Placed, response_start: int, pool: str) -> Tensor:
+    """One row's vector from its pack's (tokens, d) states; part of its response may lie in the shared tokens."""
+    if pool == "last":
+        return states[placed.end - 1].float()
+    inside_prefix = states[
+        placed.prefix_start + min(response_start, placed.shared) : placed.prefix_start + placed.shared
+    ]
+    first = placed.start + max(response_start - placed.shared, 0)
+    own = states[min(first, placed.end - 1) : placed.end]
+    return torch.cat([inside_prefix, own]).float().mean(dim=0)
+
+
+def _made_up_rows(backbone: Backbone) -> list[TokenRow]:
+    """Three conversations that begin alike, longer than a sliding window where there is one that is not too long."""
+    config = backbone.model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or 0
+    beginning = min(window + 8 if window <= 1024 else 64, backbone.max_length - 16)
+    generator = np.random.default_rng(0)
+    common = generator.integers(0, config.vocab_size, beginning)
+    ends = [generator.integers(0, config.vocab_size, length) for length in (3, 7, 1)]
+    return [TokenRow(np.concatenate([common, end]).astype(np.int32), beginning) for end in ends]
+
+
+def _right_padded(rows: Sequence[TokenRow], pad: int) -> tuple[Tensor, Tensor]:
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.from_numpy(row.ids)
+        mask[number, : len(row)] = 1
+    return ids, mask
+
+
+def _check(bad: NDArray[np.bool_], name: str, response_ids: Sequence[str], what: str) -> None:
+    rows = np.flatnonzero(bad.any(axis=1))
+    if len(rows):
+        raise ValueError(f"feature {name} of response {response_ids[rows[0]]} {what} (rows like it: {len(rows)})")

@@ -1,0 +1,100 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from bench.intervals import bootstrap_columns, bootstrap_mean, resampled_sums
+
+
+def test_the_mean_counts_rows_and_weights_count_more() -> None:
+    values = np.array([1.0, 2.0, 6.0])
+    prompts = np.array(["a", "a", "b"])
+    plain = bootstrap_mean(values, prompts)
+    assert (plain.value, plain.n) == (3.0, 3)
+    assert bootstrap_mean(values, prompts, weights=np.array([1.0, 1.0, 2.0])).value == pytest.approx(15 / 4)
+
+
+def test_two_prompts_give_the_four_equally_likely_resamples() -> None:
+    # (a, a) and (b, b) with probability 1/4 each, (a, b) with 1/2: the 2.5 % quantile is a's mean, the 97.5 % b's.
+    estimate = bootstrap_mean(np.array([0.0, 1.0, 5.0]), np.array([0, 0, 1]))
+    assert (estimate.low, estimate.high) == (0.5, 5.0)
+    inner = bootstrap_mean(np.array([0.0, 1.0, 5.0]), np.array([0, 0, 1]), level=0.3)
+    assert (inner.low, inner.high) == (2.0, 2.0)  # (0 + 1 + 5) / 3: rows are pooled, not prompts' means
+
+
+def test_one_prompt_has_no_interval() -> None:
+    estimate = bootstrap_mean(np.array([1.0, 0.0]), np.array([7, 7]))
+    assert estimate.value == 0.5
+    assert math.isnan(estimate.low)
+    assert math.isnan(estimate.high)
+
+
+def test_nothing_to_average() -> None:
+    estimate = bootstrap_mean(np.empty(0), np.empty(0, dtype=np.int64))
+    assert estimate.n == 0
+    assert math.isnan(estimate.value)
+    assert bootstrap_columns(np.empty((0, 2)))[1].n == 0
+
+
+def test_a_value_that_is_not_finite_is_named() -> None:
+    with pytest.raises(ValueError, match="1 values that are not finite .first at row 2"):
+        bootstrap_mean(np.array([0.0, 1.0, np.nan]), np.arange(3))
+
+
+def test_the_same_seed_gives_the_same_interval_and_prompt_ids_need_not_be_numbers() -> None:
+    generator = np.random.default_rng(0)
+    values, prompts = generator.normal(size=60), generator.integers(20, size=60)
+    first = bootstrap_mean(values, prompts, seed=3)
+    assert first == bootstrap_mean(values, np.array([f"p{n:02}" for n in prompts]), seed=3)
+    assert first != bootstrap_mean(values, prompts, seed=4)
+
+
+def test_columns_use_the_prompts_that_have_a_value() -> None:
+    nan = np.nan
+    columns = bootstrap_columns(np.array([[1.0, 4.0, nan], [3.0, nan, nan], [5.0, 8.0, 2.0]]))
+    assert [estimate.value for estimate in columns] == [3.0, 6.0, 2.0]
+    assert [estimate.n for estimate in columns] == [3, 2, 1]
+    assert 4.0 <= columns[1].low <= 6.0 <= columns[1].high <= 8.0
+    assert math.isnan(columns[2].low)
+
+
+def test_a_column_is_resampled_as_the_mean_of_its_rows_is() -> None:
+    values = np.random.default_rng(1).normal(size=30)
+    one, other = bootstrap_mean(values, np.arange(30)), bootstrap_columns(values[:, None])[0]
+    assert (one.low, one.high, one.value) == pytest.approx((other.low, other.high, other.value))
+
+
+@settings(max_examples=30, deadline=None)
+@given(prompts=st.integers(1, 40), resamples=st.integers(1, 50), seed=st.integers(0, 5))
+def test_every_resample_draws_as_many_prompts_as_there_are(prompts: int, resamples: int, seed: int) -> None:
+    drawn = resampled_sums(np.ones((prompts, 1)), resamples=resamples, seed=seed)
+    assert drawn.shape == (resamples, 1)
+    assert (drawn == prompts).all()
+
+
+def test_many_prompts_are_resampled_in_blocks() -> None:
+    prompts = 5_000_000  # a block holds fewer resamples than there are prompts
+    drawn = resampled_sums(np.ones((prompts, 1)), resamples=2)
+    assert (drawn == prompts).all()
+
+
+def clustered(generator: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """60 prompts of 1 to 12 rows that share a prompt's deviation; the mean is 0."""
+    prompts = np.repeat(np.arange(60), generator.integers(1, 13, size=60))
+    return generator.normal(size=60)[prompts] + 0.5 * generator.normal(size=len(prompts)), prompts
+
+
+def test_the_interval_covers_the_truth_where_a_row_bootstrap_does_not() -> None:
+    generator = np.random.default_rng(0)
+    by_prompt = by_row = 0
+    for seed in range(200):
+        values, prompts = clustered(generator)
+        wide = bootstrap_mean(values, prompts, resamples=300, seed=seed)
+        narrow = bootstrap_mean(values, np.arange(len(values)), resamples=300, seed=seed)
+        by_prompt += wide.low <= 0 <= wide.high
+        by_row += narrow.low <= 0 <= narrow.high
+    assert 0.88 * 200 <= by_prompt <= 0.99 * 200
+    assert by_row < 0.75 * 200

@@ -1,0 +1,253 @@
+"""What holds for every head, whatever it learns: the Head protocol's promises."""
+
+import inspect
+import json
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.base
+import torch
+
+from cache.views import TrainingView
+from heads.registry import HEADS, load_head, make_head
+
+QUICK: dict[str, dict[str, object]] = {
+    "bt": {"epochs": 15, "lr": 0.01},
+    "clf": {"epochs": 15, "lr": 0.01},
+    "smorm": {"epochs": 15, "lr": 0.01},
+    "lgbm": {"rounds": 15, "num_threads": 1},
+}
+NAMES = ("helpful", "brief")
+every_head = pytest.mark.parametrize("name", list(HEADS))
+
+
+def planted(m: int = 200, d: int = 5, seed: int = 0) -> TrainingView:
+    """Pairs and attributes that follow one linear reward; one channel is constant and one has a mean of 2200."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(2 * m, d))
+    reward = 2 * z[:, 0] - z[:, 1]
+    pairs = np.arange(2 * m).reshape(m, 2)
+    swap = reward[pairs[:, 0]] < reward[pairs[:, 1]]
+    pairs[swap] = pairs[swap][:, ::-1]
+    attributes = np.column_stack([z[:, 0], 10 - z[:, 1]]) + 0.1 * rng.normal(size=(2 * m, 2))
+    features = np.column_stack([z, np.full(2 * m, 3.0), 2200 + z[:, 0] * 0.5]).astype(np.float32)
+    return TrainingView.of(features, pairs=pairs, attributes=attributes.astype(np.float32), attribute_names=NAMES)
+
+
+TRAIN, VALID, TEST = planted(), planted(60, seed=1), planted(300, seed=2)
+
+
+@every_head
+def test_it_learns_the_planted_reward(name: str) -> None:
+    head = make_head(name, QUICK.get(name))
+    head.fit(TRAIN, VALID, seed=0)
+    scores = head.score(TEST.features)
+    assert scores.dtype == np.float32 and scores.shape == (600,)
+    assert np.mean(scores[TEST.pairs[:, 0]] > scores[TEST.pairs[:, 1]]) > 0.8
+
+
+@every_head
+def test_a_saved_head_scores_bit_for_bit_the_same(name: str, tmp_path: Path) -> None:
+    head = make_head(name, QUICK.get(name))
+    head.fit(TRAIN, VALID, seed=0)
+    head.save(tmp_path)
+    loaded = load_head(tmp_path)
+    assert loaded == head and type(loaded) is type(head)
+    for before, after in (
+        (head.scores(TEST.features), loaded.scores(TEST.features)),
+        (head.predict_attributes(TEST.features), loaded.predict_attributes(TEST.features)),
+        ({"": head.score(TEST.features)}, {"": loaded.score(TEST.features)}),
+    ):
+        assert list(before) == list(after)
+        for key in before:
+            np.testing.assert_array_equal(before[key], after[key])
+    described = json.loads((tmp_path / "head.json").read_text())
+    assert described["head"] == name
+    assert described["fitted"]["dim"] == TRAIN.features.shape[1]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".txt" if name == "lgbm" else ".safetensors"]
+
+
+@every_head
+def test_the_same_seed_gives_the_same_head_whatever_ran_before(name: str) -> None:
+    scores = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        state = torch.get_rng_state()
+        head = make_head(name, {**QUICK.get(name, {})})
+        head.fit(TRAIN, VALID, seed=5)
+        assert torch.equal(torch.get_rng_state(), state)
+        scores.append(head.score(TEST.features))
+    np.testing.assert_array_equal(*scores)
+
+
+@pytest.mark.parametrize("name", ["bt", "clf", "smorm"])
+def test_another_seed_gives_another_head(name: str) -> None:
+    first, second = make_head(name, QUICK[name]), make_head(name, QUICK[name])
+    first.fit(TRAIN, VALID, seed=0)
+    second.fit(TRAIN, VALID, seed=1)
+    assert not np.array_equal(first.score(TEST.features), second.score(TEST.features))
+
+
+@pytest.mark.parametrize("name", ["bt", "clf", "smorm"])
+def test_dropout_draws_from_the_heads_own_seed(name: str) -> None:
+    options = {**QUICK[name], "dropout": 0.3, "input_dropout": 0.2}
+    heads = [make_head(name, options) for _ in range(2)]
+    for head in heads:
+        head.fit(TRAIN, VALID, seed=0)
+    plain = make_head(name, {**QUICK[name], "dropout": 0.0, "input_dropout": 0.0})
+    plain.fit(TRAIN, VALID, seed=0)
+    first, second, without = (head.score(TEST.features) for head in (*heads, plain))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, heads[0].score(TEST.features))  # none is left when scoring
+    assert not np.array_equal(first, without)
+
+
+@every_head
+def test_the_first_of_its_rewards_is_its_score(name: str) -> None:
+    head = make_head(name, QUICK.get(name))
+    head.fit(TRAIN, VALID, seed=0)
+    rewards = head.scores(TEST.features)
+    np.testing.assert_array_equal(next(iter(rewards.values())), head.score(TEST.features))
+    names = tuple(head.predict_attributes(TEST.features))
+    assert names == (NAMES if "attributes" in HEADS[name].needs else ())
+
+
+@every_head
+def test_attributes_are_predicted_in_their_own_units(name: str) -> None:
+    head = make_head(name, QUICK.get(name))
+    head.fit(TRAIN, VALID, seed=0)
+    predicted = head.predict_attributes(TEST.features)
+    if "brief" in predicted:
+        assert predicted["brief"].mean() == pytest.approx(10, abs=0.5)
+        assert np.corrcoef(predicted["brief"], TEST.attributes[:, 1])[0, 1] > 0.8
+
+
+@every_head
+def test_what_a_head_needs_it_asks_for(name: str) -> None:
+    nothing = TrainingView.of(TRAIN.features)
+    for need in HEADS[name].needs:
+        with pytest.raises(ValueError, match=f"head {name} learns from {need}, but the training data has none"):
+            make_head(name).fit(nothing if need == "pairs" else _without_attributes(TRAIN), VALID, seed=0)
+
+
+@every_head
+def test_features_of_another_dimension_are_refused(name: str) -> None:
+    head = make_head(name, QUICK.get(name))
+    head.fit(TRAIN, VALID, seed=0)
+    with pytest.raises(ValueError, match=r"features have dimension 640, but this head was fitted on 7;"):
+        head.score(np.zeros((2, 640), dtype=np.float32))
+
+
+@every_head
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_refused_by_row(name: str, bad: float) -> None:
+    features = TRAIN.features.copy()
+    features[17, 2] = bad
+    broken = TrainingView.of(
+        features, pairs=TRAIN.pairs, attributes=TRAIN.attributes, attribute_names=TRAIN.attribute_names
+    )
+    with pytest.raises(ValueError, match="row 17 of features holds NaN, infinity"):
+        make_head(name).fit(broken, VALID, seed=0)
+    head = make_head(name, QUICK.get(name))
+    head.fit(TRAIN, VALID, seed=0)
+    with pytest.raises(ValueError, match="row 17 of features holds NaN, infinity"):
+        head.score(features)
+
+
+@every_head
+def test_a_head_that_was_not_fitted_says_so(name: str, tmp_path: Path) -> None:
+    for act in (lambda: make_head(name).score(TEST.features), lambda: make_head(name).save(tmp_path)):
+        with pytest.raises(ValueError, match=f"head {name} is not fitted"):
+            act()
+
+
+@every_head
+def test_no_validation_no_rows_to_score_and_one_pair_are_all_fine(name: str) -> None:
+    rows = np.isin(np.arange(len(TRAIN.features)), [0, 1])
+    smallest = TRAIN.subset(rows)
+    head = make_head(name, {**QUICK.get(name, {}), **({"epochs": 2} if name in ("bt", "clf", "smorm") else {})})
+    history = head.fit(smallest, smallest.subset(~rows), seed=0)
+    assert history.valid_loss == () and np.isfinite(history.train_loss).all()
+    assert history.best_epoch == history.epochs
+    assert np.isfinite(head.score(TEST.features)).all()
+    assert head.score(TEST.features[:0]).shape == (0,)
+
+
+@every_head
+def test_constant_features_give_everyone_the_same_score(name: str) -> None:
+    constant = TrainingView.of(
+        np.full_like(TRAIN.features, 3.3), pairs=TRAIN.pairs, attributes=TRAIN.attributes, attribute_names=NAMES
+    )
+    head = make_head(name, QUICK.get(name))
+    head.fit(constant, VALID.subset(np.zeros(120, dtype=np.bool_)), seed=0)
+    scores = head.score(constant.features)
+    assert np.isfinite(scores).all() and np.ptp(scores) < 1e-6
+
+
+@every_head
+def test_the_order_of_rows_does_not_matter_to_what_is_scored(name: str) -> None:
+    head = make_head(name, QUICK.get(name))
+    head.fit(TRAIN, VALID, seed=0)
+    order = np.random.default_rng(0).permutation(600)
+    np.testing.assert_allclose(head.score(TEST.features[order]), head.score(TEST.features)[order], atol=1e-5)
+
+
+@every_head
+def test_scikit_learn_can_clone_it_and_its_repr_rebuilds_it(name: str) -> None:
+    head = make_head(name, QUICK.get(name))
+    assert sklearn.base.clone(head) == head
+    assert eval(repr(head), {HEADS[name].__name__: HEADS[name]}) == head
+
+
+@every_head
+def test_a_fitted_head_can_be_sent_to_another_process(name: str) -> None:
+    head = make_head(name, QUICK.get(name))
+    head.fit(TRAIN, VALID, seed=0)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(head)).score(TEST.features), head.score(TEST.features))
+
+
+@every_head
+def test_every_option_is_documented(name: str) -> None:
+    documented = "".join(inspect.getdoc(base) or "" for base in HEADS[name].__mro__)
+    for option in make_head(name).get_params():  # type: ignore[attr-defined]
+        assert re.search(rf"^\s+{option}: ", documented, re.MULTILINE), option
+
+
+def test_bfloat16_training_is_close_to_float32_and_scores_stay_float32() -> None:
+    scores = {}
+    for precision in ("float32", "bfloat16"):
+        head = make_head("bt", {**QUICK["bt"], "precision": precision})
+        head.fit(TRAIN, VALID, seed=0)
+        scores[precision] = head.score(TEST.features)
+    assert scores["bfloat16"].dtype == np.float32
+    assert not np.array_equal(*scores.values())
+    assert np.corrcoef(*scores.values())[0, 1] > 0.98
+
+
+def test_unknown_heads_and_options_list_what_there_is() -> None:
+    with pytest.raises(ValueError, match="no head 'bradley'; there are linear, bt, clf, lgbm, ridge, smorm"):
+        make_head("bradley")
+    with pytest.raises(ValueError, match=r"head linear: no option 'hidden'; there are l2=None"):
+        make_head("linear", {"hidden": "3"})
+    with pytest.raises(ValueError, match=r"head bt: option epochs is 'many'; it takes an integer >= 1"):
+        make_head("bt", {"epochs": "many"})
+
+
+def test_directories_without_a_whole_head_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no head.json"):
+        load_head(tmp_path)
+    head = make_head("linear", {"l2": "0.1"})
+    head.fit(TRAIN, VALID, seed=0)
+    head.save(tmp_path)
+    with pytest.raises(ValueError, match="holds a head 'linear', not 'bt'"):
+        HEADS["bt"].load(tmp_path)
+    (tmp_path / "head.safetensors").write_bytes((tmp_path / "head.safetensors").read_bytes()[:-3])
+    with pytest.raises(ValueError, match=r"head.safetensors is missing or damaged"):
+        load_head(tmp_path)
+
+
+def _without_attributes(view: TrainingView) -> TrainingView:
+    return TrainingView.of(view.features, pairs=view.pairs)
