@@ -32,7 +32,7 @@ contracts: .venv/installed
 	$(BIN)/lint-imports
 
 wheel: .venv/installed ## build the wheel, and import the four rooms from it alone
-	rm -rf dist && $(BIN)/python -m build --wheel --outdir dist --no-isolation . > /dev/null
+	rm -rf dist && $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	cd dist && ../$(BIN)/python -I -c "import sys, glob; sys.path.insert(0, glob.glob('*.whl')[0]); \
 	import pipeline.cli, cache.store, heads.registry, bench.report; \
 	assert all('.whl' in m.__file__ for m in (pipeline, cache, heads, bench)), pipeline.__file__"

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from bench.best_of_n import kl_upper_bound
 from bench.intervals import Estimate
 
+MINUS = "\N{MINUS SIGN}"  # as wide as a digit, so that columns line up
 ROW_HEIGHT = 34  # px, of one interval row
 CURVE_HEIGHT = 340  # px
 LABEL_GAP = 17  # px between two labels at the end of curves
@@ -57,7 +58,7 @@ class Axis:
     def text(self, value: float) -> str:
         """A tick's label, with as many decimals as the ticks need."""
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else self.high - self.low
-        return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}".replace("-", "−")
+        return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}".replace("-", MINUS)
 
 
 def interval_row(

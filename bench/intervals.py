@@ -115,12 +115,13 @@ def finite(name: str, values: NDArray[np.floating]) -> Floats:
 
 def prompt_numbers(prompts: NDArray[np.generic]) -> NDArray[np.int64]:
     """0, 1, ... for the prompts' ids or numbers, in sorted order; shape (n,)."""
-    return np.unique(prompts, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    numbers: NDArray[np.int64] = np.unique(prompts, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    return numbers
 
 
 def per_prompt(values: Floats, prompts: NDArray[np.int64]) -> Floats:
     """Sum of the rows of each prompt: (n,) and prompt numbers from 0 -> (prompts,)."""
-    return np.bincount(prompts, weights=values)
+    return np.asarray(np.bincount(prompts, weights=values), dtype=np.float64)
 
 
 def prompt_counts(prompts: int, *, resamples: int, seed: int, cells_per_draw: int | None = None) -> Iterator[Floats]:
@@ -144,7 +145,8 @@ def resampled_sums(sums: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -
 def ratio(numerator: Floats, denominator: Floats) -> Floats:
     """Numerator / denominator, NaN where the denominator is 0."""
     undefined = np.full(np.broadcast_shapes(np.shape(numerator), np.shape(denominator)), np.nan)
-    return np.divide(numerator, denominator, out=undefined, where=np.asarray(denominator) != 0)
+    quotient: Floats = np.divide(numerator, denominator, out=undefined, where=np.asarray(denominator) != 0)
+    return quotient
 
 
 def percentile_interval(replicates: Floats, *, prompts: int, level: float = LEVEL) -> tuple[Floats, Floats]:

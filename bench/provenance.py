@@ -40,7 +40,8 @@ def commands(
     for group in groups:
         yield _line(_fit(group, several=len(specs) > 1))
         if group["group"] in judged_on:
-            yield _line(["evaluate", group["group"], "--on", *judged_on[group["group"]]])
+            on = [word for dataset in judged_on[group["group"]] for word in ("--on", dataset)]
+            yield _line(["evaluate", group["group"], *on])
     yield _line(["report"])
 
 
@@ -59,7 +60,10 @@ def _source(name: str, info: Row) -> list[object]:
 
 
 def _spec(spec: Row) -> list[object]:
-    words = ["--backbone", spec["backbone"], "--template", spec["template"]]
+    words = ["--backbone", spec["backbone"]]
+    kind, _, commit = spec["weights"].partition(":")
+    words += ["--backbone-revision", commit] if kind == "revision" else []
+    words += ["--template", spec["template"]]
     words += ["--layers", ",".join(map(str, spec["layers"])), "--pool", ",".join(spec["pool"])]
     return [
         *words,
@@ -79,10 +83,20 @@ def _fit(group: Row, *, several: bool) -> list[object]:
     words += ["--features", "+".join(group["features"])] if group["features"] else []
     words += ["--embedding", group["embedding"]] if several else []
     words += ["--seeds", group["seeds"]]
-    for key, value in group["options"].items():
-        if value is not None:
-            words += ["-o", key, value if isinstance(value, str) else json.dumps(value)]
+    split = json.loads(group["split"] or "{}")
+    for option, key in (("test-share", "test_share"), ("valid-share", "valid_share"), ("split-seed", "seed")):
+        words += [f"--{option}", split[key]] if key in split else []
+    words += [] if group["controls"] else ["--no-control"]
+    for option, value in group["options"].items():
+        words += ["-o", option, _option(value)]
     return words
+
+
+def _option(value: object) -> str:
+    """A head's option as `-o` takes it: none, true, integers separated by commas."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _judged_on(connection: "DuckDBPyConnection") -> dict[str, list[str]]:

@@ -4,16 +4,15 @@ Every text from the store passes through jinja2's autoescape.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from bench.charts import Axis, CurveChart, Line, Tick, axis_labels, curve_chart, interval_row
+from bench.charts import MINUS, Axis, CurveChart, Line, Tick, axis_labels, curve_chart, interval_row
 from bench.findings import CONTROL, AttributeRow, Board, Curve, CurveSet, Findings, Name, gather
 from bench.intervals import Estimate
 from cache.files import write_atomically
@@ -22,26 +21,37 @@ NAMED_CURVES = 6  # as many colours as can be told apart; further heads are thin
 SHOWN_ROWS = 24  # of a leaderboard before the rest folds away
 TABLE_ROWS = 12  # of the tables by n and by subset
 CHANCE = 0.5
+DASH = "\N{EN DASH}"  # of a number that is not there
 LEAST_R2 = -0.5  # of the attribute figure: below it every value says the same, and would squeeze the others
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a table's heads were fitted on: said once when it is the same for all, with each row when it is not."""
+    """What a table's heads were fitted on, and whether each row must say it.
 
-    common: str  # "" where it differs, or is the very dataset they are judged on
-    differs: bool
+    Attributes:
+        note: a sentence for above the table; "" when all were fitted on the very dataset they are judged on.
+        told: whether rows say it, because the same head stands there fitted on different data.
+    """
+
+    note: str
+    told: bool
 
     @classmethod
     def of(cls, names: Iterable[Name], dataset: str) -> "Origin":
         """Over the names of one table."""
-        origins = {name.fitted_on for name in names if name.fitted_on}
-        one = next(iter(origins)) if len(origins) == 1 else ""
-        return cls(common="" if one == dataset else one, differs=len(origins) > 1)
+        different = set(names)
+        origins = sorted({name.fitted_on for name in different})
+        if origins == [dataset]:
+            return cls(note="", told=False)
+        if len(origins) == 1:
+            return cls(note=f"Fitted on {origins[0]}.", told=False)
+        told = len({(name.head, name.detail) for name in different}) < len(different)
+        return cls(note="" if told else "Fitted on different data: see Runs.", told=told)
 
     def called(self, name: Name) -> str:
         """The name in one line of text."""
-        details = [name.detail, f"fitted on {name.fitted_on}" if self.differs else ""]
+        details = [name.detail, f"fitted on {name.fitted_on}" if self.told else ""]
         return f"{name.head} ({', '.join(filter(None, details))})" if any(details) else name.head
 
 
@@ -52,7 +62,6 @@ class BoardView:
     board: Board
     plots: tuple[Markup, ...]
     ticks: list[Tick]
-    references: tuple[tuple[str, str, float], ...]  # (CSS class, label, position in per cent)
     remarks: tuple[str, ...]
     origin: Origin
 
@@ -129,10 +138,9 @@ def board_view(board: Board) -> BoardView:
     plots = [
         interval_row(axis, row.accuracy, seeds=row.seeds, references=lines, shuffled=row.shuffled) for row in board.rows
     ]
-    references = tuple((css, f"{css} {percent(v)}", axis.percent(v)) for css, v in lines if math.isfinite(v))
     origin = Origin.of((row.name for row in board.rows), board.dataset)
     said = tuple(remarks(board, origin))
-    return BoardView(board, tuple(plots), axis_labels(axis, scale=100), references, said, origin)
+    return BoardView(board, tuple(plots), axis_labels(axis, scale=100), said, origin)
 
 
 def remarks(board: Board, origin: Origin) -> list[str]:
@@ -147,6 +155,11 @@ def remarks(board: Board, origin: Origin) -> list[str]:
     at_chance = sum(row.accuracy.low <= CHANCE for row in rows)
     if at_chance:
         said.append(f"{at_chance} of {len(rows)} cannot be told from chance: the interval includes 50 %.")
+    fewest, most = min(row.accuracy.n for row in rows), max(row.accuracy.n for row in rows)
+    if most > 1.05 * fewest:  # ties alone make small differences
+        said.append(
+            f"Rows rest on {count(fewest)} to {count(most)} pairs: each leaves out the prompts it was fitted on."
+        )
     if board.length and board.length.value >= accuracy.value:
         said.append(f"Response length alone does at least as well ({percent(board.length.value)} %).")
     return said
@@ -156,7 +169,7 @@ def curves_view(curves: CurveSet) -> CurvesView:
     """The figure: controls, up to NAMED_CURVES heads in colour, the others in grey."""
     origin = Origin.of((curve.name for curve in curves.heads), curves.dataset)
     named = [
-        Line(f"s{position}", origin.called(curve.name), curve.at, curve.gold, banded=True)
+        Line(f"s{position}", origin.called(curve.name), curve.at, curve.gold, banded=position == 1)
         for position, curve in enumerate(curves.heads[:NAMED_CURVES], start=1)
     ]
     others = [Line("rest", "", curve.at, curve.gold, banded=False) for curve in curves.heads[NAMED_CURVES:]]
@@ -192,13 +205,13 @@ def attributes_view(dataset: str, rows: Sequence[AttributeRow]) -> AttributesVie
 
 
 def percent(value: float) -> str:
-    """A share as per cent with one decimal, "–" when undefined."""
-    return f"{100 * value:.1f}" if math.isfinite(value) else "–"
+    """A share as per cent with one decimal, a dash when undefined."""
+    return f"{100 * value:.1f}" if math.isfinite(value) else DASH
 
 
 def number(value: float) -> str:
-    """Three decimals with a true minus sign, "–" when undefined."""
-    return f"{value:.3f}".replace("-", "−") if math.isfinite(value) else "–"
+    """Three decimals with a true minus sign, a dash when undefined."""
+    return f"{value:.3f}".replace("-", MINUS) if math.isfinite(value) else DASH
 
 
 def count(value: int) -> str:
@@ -207,9 +220,9 @@ def count(value: int) -> str:
 
 
 def seconds(values: Sequence[float]) -> str:
-    """The mean fitting time in seconds, "–" when none was recorded."""
+    """The mean fitting time in seconds, a dash when none was recorded."""
     mean = sum(values) / len(values) if values else math.nan
-    return "–" if math.isnan(mean) else f"{mean:.2f}" if mean < 10 else f"{mean:,.0f}"
+    return DASH if math.isnan(mean) else f"{mean:.2f}" if mean < 10 else f"{mean:,.0f}"
 
 
 _CONTROLS = {"oracle": "best possible", "random": "random", "length": "length"}
@@ -240,8 +253,7 @@ def _at(curve: Curve, n: int) -> Estimate:
 
 
 def _longest(curves: CurveSet) -> int:
-    everything: Mapping[str, Any] = curves.controls
-    return max(curve.at[-1] for curve in [*curves.heads, *everything.values()])
+    return max(curve.at[-1] for curve in [*curves.heads, *curves.controls.values()])
 
 
 def _write(path: Path, text: str) -> None:

@@ -165,7 +165,7 @@ def _views(store: Store) -> dict[str, Any]:
         views[kind] = _dataset(files, pa.schema([pa.field("dataset", pa.string()), *schema]))
     views["runs"] = pa.Table.from_pylist([_run_row(store.run(name)) for name in store.run_names()], schema=RUNS)
     views["metrics"] = _dataset([(runs / name / "metrics.parquet", {}) for name in store.run_names()], METRICS)
-    scores = [(runs / name / "scores.parquet", {}) for name in store.run_names()]
+    scores: list[tuple[Path, dict[str, str]]] = [(runs / name / "scores.parquet", {}) for name in store.run_names()]
     views["scores"] = _dataset(scores, _scores_schema(path for path, _ in scores))
     views["embeddings"] = _dataset(_parts(store), pa.schema(list(_EMBEDDINGS.items())))
     return views
@@ -206,7 +206,7 @@ def _run_row(run: Mapping[str, Any]) -> dict[str, Any]:
     """run.json as a row of `runs`: what has no flat type is JSON text, what is absent is null."""
     flat = {name: run.get(name) for name in RUNS.names}
     return {
-        name: json.dumps(value, ensure_ascii=False, sort_keys=True) if isinstance(value, dict) else value
+        name: json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
         for name, value in flat.items()
     }
 

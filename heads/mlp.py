@@ -74,11 +74,11 @@ class MLPHead(HasOptions, ABC):
         network = self._new_network(scaler.dim, generator)
         count = self._loss_rows(data)
         size = choose_batch_size(count, self.batch_size)
-        history = train_network(
+        history, _ = train_network(
             network,
             batches=lambda: shuffled(count, size, generator),
             loss=lambda index: self._loss(network, data, index),
-            valid_loss=self._valid_loss(network, held),
+            valid_losses=self._valid_losses(network, held),
             epochs=self.epochs,
             patience=self.patience,
             lr=self.lr,
@@ -126,9 +126,9 @@ class MLPHead(HasOptions, ABC):
     def _loss_rows(self, data: StandardisedView) -> int:
         """How many rows the loss is a mean over: pairs, or responses."""
 
-    def _valid_loss(self, network: MLP, held: StandardisedView) -> Callable[[], Tensor] | None:
+    def _valid_losses(self, network: MLP, held: StandardisedView) -> Callable[[], list[Tensor]] | None:
         everything = torch.arange(self._loss_rows(held))
-        return (lambda: self._loss(network, held, everything)) if len(everything) else None
+        return (lambda: [self._loss(network, held, everything)]) if len(everything) else None
 
     def _new_network(self, dim: int, generator: torch.Generator) -> MLP:
         return MLP(

@@ -6,7 +6,8 @@ joint loss falls apart into two, and training together changes nothing (trunk="n
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -19,13 +20,21 @@ from torch import Tensor
 from cache.views import TrainingView
 from heads.attributes import AttributeScale
 from heads.networks import Activation, SharedTrunk
-from heads.objectives import smorm_loss
+from heads.objectives import attribute_loss, bt_loss, smorm_loss
 from heads.options import Count, HasOptions, NonNegative, Positive, Share, parse_options
 from heads.protocol import FitHistory
 from heads.requirements import require_attributes, require_fitted, require_pairs
 from heads.saving import read_saved, save_tensors
 from heads.scaling import Scaler, Scaling
-from heads.training import Precision, StandardisedView, choose_batch_size, compute_dtype, score_rows, train_network
+from heads.training import (
+    Precision,
+    StandardisedView,
+    choose_batch_size,
+    compute_dtype,
+    restore,
+    score_rows,
+    train_network,
+)
 
 Variant = Literal["F", "L", "M"]
 JointBatch = tuple[Tensor, Tensor]  # numbers of pairs, numbers of annotated rows
@@ -38,9 +47,13 @@ class SMORM(HasOptions):
     Minimises arXiv:2507.07375, eq. (5): the mean of -log s(w_S.(h_c - h_r)) over pairs plus `regression_weight` times
     the mean squared error of annotated attributes in standardised units. Pairs and attributes need not share responses.
     Its rewards: F, the Bradley-Terry head, in nats; L, the mean of the standardised attribute predictions; and M, the
-    mean of F and L after each is standardised by its mean and spread over the training rows (in the paper both come
-    from one backbone and are averaged as they are; here F's scale depends on the noise in the pairs, and the larger
-    of the two would decide alone).
+    mean of F and L after each is standardised by its mean and spread over the training rows (the paper averages them as
+    they are; but F's scale depends on the noise in the pairs, and the larger of the two would decide alone).
+
+    Training is joint, early stopping is not: F is scored with the weights of the epoch that had the least validation
+    loss on pairs, L and the attributes with those of the epoch that had it on attributes. One stop for both lets the
+    smaller validation set, or the task that overfits first, cut the other short; and trunk="none" would not be the two
+    independent heads.
 
     Attributes:
         width: of the trunk.
@@ -82,7 +95,7 @@ class SMORM(HasOptions):
     precision: Precision = "auto"
     _scaler: Scaler | None = field(default=None, init=False, repr=False, compare=False)
     _attributes: AttributeScale | None = field(default=None, init=False, repr=False, compare=False)
-    _network: SharedTrunk | None = field(default=None, init=False, repr=False, compare=False)
+    _networks: tuple[SharedTrunk, SharedTrunk] | None = field(default=None, init=False, repr=False, compare=False)
     _spread: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -105,18 +118,19 @@ class SMORM(HasOptions):
         self._scaler = Scaler.fit(train.features, train.used_rows(), scaling=self.scaling)
         self._attributes = AttributeScale.fit(train)
         data, held = self._standardised(train), self._standardised(valid)
-        self._network = network = self._new_network(self._scaler.dim, len(self._attributes.names), generator)
-        history = train_network(
+        network = self._new_network(self._scaler.dim, len(self._attributes.names), generator)
+        history, kept = train_network(
             network,
             batches=lambda: joint_batches(len(data.pairs), len(data.annotated), self.batch_size, generator),
             loss=lambda batch: self._loss(network, data, batch) + self._penalty(network),
-            valid_loss=(lambda: self._loss(network, held, _everything(held))) if len(held.x) else None,
+            valid_losses=self._valid_losses(network, held),
             epochs=self.epochs,
             patience=self.patience,
             lr=self.lr,
             weight_decay=self.weight_decay,
         )
-        network.finished()
+        self._networks = (network.finished(), deepcopy(network))
+        restore(self._networks[1], kept[-1])
         self._spread = self._measure_spread(train)
         return replace(history, seconds=time.perf_counter() - started)
 
@@ -127,21 +141,23 @@ class SMORM(HasOptions):
     def scores(self, features: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """F, L and M of each row, the one that `variant` names first."""
         spread = require_fitted(self._spread, self.name)
-        both = _both_rewards(self._predict(features))
+        both = self._both_rewards(features)
         mean = ((both - spread[0]) / spread[1]).mean(1)
         rewards = {"F": both[:, 0].numpy(), "L": both[:, 1].numpy(), "M": mean.numpy()}
         return {self.variant: rewards[self.variant], **rewards}
 
     def predict_attributes(self, features: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """Attribute predictions in the attributes' own units, by name, each (n,)."""
-        return require_fitted(self._attributes, self.name).in_own_units(self._predict(features)[:, 1:])
+        return require_fitted(self._attributes, self.name).in_own_units(self._predict(features)[1][:, 1:])
 
     def save(self, directory: Path) -> None:
         """Write head.json and head.safetensors."""
-        scaler, network = require_fitted(self._scaler, self.name), require_fitted(self._network, self.name)
+        scaler, networks = require_fitted(self._scaler, self.name), require_fitted(self._networks, self.name)
         scale, spread = require_fitted(self._attributes, self.name), require_fitted(self._spread, self.name)
         fitted = {"dim": scaler.dim, "attribute_names": list(scale.names)}
-        tensors = {**scaler.tensors(), **scale.tensors(), "spread": spread, **network.state_dict()}
+        tensors = {**scaler.tensors(), **scale.tensors(), "spread": spread}
+        for reward, network in zip("FL", networks, strict=True):
+            tensors |= {f"{reward}.{key}": tensor for key, tensor in network.state_dict().items()}
         save_tensors(directory, self.name, options=self.get_params(), fitted=fitted, tensors=tensors)
 
     @classmethod
@@ -152,10 +168,15 @@ class SMORM(HasOptions):
         head._scaler = Scaler.take(saved.tensors, scaling=head.scaling)
         head._attributes = AttributeScale.take(saved.tensors, saved.fitted["attribute_names"])
         head._spread = saved.tensors.pop("spread")
-        k = len(head._attributes.names)
-        head._network = head._new_network(head._scaler.dim, k, torch.Generator()).finished()
-        head._network.load_state_dict(saved.tensors)
+        head._networks = head._load_network(saved.tensors, "F"), head._load_network(saved.tensors, "L")
         return head
+
+    def _load_network(self, tensors: dict[str, Tensor], reward: str) -> SharedTrunk:
+        state = {key.removeprefix(f"{reward}."): tensors[key] for key in tensors if key.startswith(f"{reward}.")}
+        scaler, scale = require_fitted(self._scaler, self.name), require_fitted(self._attributes, self.name)
+        network = self._new_network(scaler.dim, len(scale.names), torch.Generator()).finished()
+        network.load_state_dict(state)
+        return network
 
     def _new_network(self, dim: int, k: int, generator: torch.Generator) -> SharedTrunk:
         return SharedTrunk(
@@ -175,13 +196,24 @@ class SMORM(HasOptions):
         return StandardisedView.of(view, scaler, targets=scale.standardise(view), dtype=dtype)
 
     def _loss(self, network: SharedTrunk, data: StandardisedView, batch: JointBatch) -> Tensor:
-        """Score the batch's responses in one stacked pass, each row once, and compare."""
-        pairs, annotated = batch
-        rows = torch.cat([data.pairs[pairs].flatten(), data.annotated[annotated]])
-        out = score_rows(network, data, rows)
-        chosen, rejected = out[: 2 * len(pairs), 0].view(-1, 2).T
-        predicted, target = out[2 * len(pairs) :, 1:], data.targets[annotated]
-        return smorm_loss(chosen - rejected, predicted, target, regression_weight=self.regression_weight)
+        margin, predicted, target = compared(network, data, batch)
+        return smorm_loss(margin, predicted, target, regression_weight=self.regression_weight)
+
+    def _valid_losses(self, network: SharedTrunk, held: StandardisedView) -> Callable[[], list[Tensor]] | None:
+        """The loss on pairs, then the loss on attributes; one that has no data is left out, none at all is None."""
+        everything = torch.arange(len(held.pairs)), torch.arange(len(held.annotated))
+        if not len(held.x):
+            return None
+
+        def losses() -> list[Tensor]:
+            margin, predicted, target = compared(network, held, everything)
+            both = (
+                (bt_loss(margin), len(margin)),
+                (self.regression_weight * attribute_loss(predicted, target), len(target)),
+            )
+            return [loss for loss, rows in both if rows]
+
+        return losses
 
     def _penalty(self, network: SharedTrunk) -> Tensor:
         """L2 on the heads, weighted so that with trunk="none" the minimum is that of `linear` and `ridge`."""
@@ -196,17 +228,34 @@ class SMORM(HasOptions):
         k = len(heads) - 1
         return 0.5 * heads[0].square().sum() + self.regression_weight / k * heads[1:].square().sum()
 
-    def _predict(self, features: NDArray[np.float32]) -> Tensor:
-        scaler, network = require_fitted(self._scaler, self.name), require_fitted(self._network, self.name)
+    def _predict(self, features: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+        """(reward, attributes) of each row, (n, 1 + k), by the weights that are best for F and by those for L."""
+        scaler, networks = require_fitted(self._scaler, self.name), require_fitted(self._networks, self.name)
+        nothing = torch.empty(0, len(networks[0].bias))
         with torch.no_grad():
-            predicted = [network(block) for block in scaler.blocks(features)]
-        return torch.cat([torch.empty(0, len(network.bias)), *predicted])
+            predicted = [(networks[0](block), networks[1](block)) for block in scaler.blocks(features)]
+        best_f, best_l = zip((nothing, nothing), *predicted, strict=True)
+        return torch.cat(best_f), torch.cat(best_l)
+
+    def _both_rewards(self, features: NDArray[np.float32]) -> Tensor:
+        """F and L of each row: (n, 2)."""
+        best_f, best_l = self._predict(features)
+        return torch.stack([best_f[:, 0], best_l[:, 1:].mean(1)], dim=1)
 
     def _measure_spread(self, train: TrainingView) -> Tensor:
         """Mean (row 0) and standard deviation (row 1) of F and L over the training rows: shape (2, 2)."""
-        both = _both_rewards(self._predict(train.features[train.used_rows()])).double()
+        both = self._both_rewards(train.features[train.used_rows()]).double()
         deviation = both.std(0, correction=0)
         return torch.stack([both.mean(0), torch.where(deviation > 0, deviation, 1.0)]).float()
+
+
+def compared(network: SharedTrunk, data: StandardisedView, batch: JointBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Score a batch's responses in one stacked pass, each row once: margins, predicted attributes and their targets."""
+    pairs, annotated = batch
+    rows = torch.cat([data.pairs[pairs].flatten(), data.annotated[annotated]])
+    out = score_rows(network, data, rows)
+    chosen, rejected = out[: 2 * len(pairs), 0].view(-1, 2).T
+    return chosen - rejected, out[2 * len(pairs) :, 1:], data.targets[annotated]
 
 
 def joint_batches(pairs: int, annotated: int, size: int | None, generator: torch.Generator) -> Iterator[JointBatch]:
@@ -222,12 +271,3 @@ def joint_batches(pairs: int, annotated: int, size: int | None, generator: torch
 def _parts(count: int, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:
     passes = [torch.randperm(count, generator=generator) for _ in range(math.ceil(steps / count))]
     return torch.cat(passes).tensor_split(steps)
-
-
-def _everything(data: StandardisedView) -> JointBatch:
-    return torch.arange(len(data.pairs)), torch.arange(len(data.annotated))
-
-
-def _both_rewards(predicted: Tensor) -> Tensor:
-    """F and L of rows of (reward, attributes): (n, 1 + k) -> (n, 2)."""
-    return torch.stack([predicted[:, 0], predicted[:, 1:].mean(1)], dim=1)

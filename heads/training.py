@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from heads.protocol import FitHistory
 from heads.scaling import Scaler
 
 Batch = TypeVar("Batch")
+Weights = list[Tensor]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -97,51 +99,59 @@ def train_network(
     *,
     batches: Callable[[], Iterable[Batch]],
     loss: Callable[[Batch], Tensor],
-    valid_loss: Callable[[], Tensor] | None,
+    valid_losses: Callable[[], list[Tensor]] | None,
     epochs: int,
     patience: int,
     lr: float,
     weight_decay: float,
-) -> FitHistory:
-    """Fit `network` in place with AdamW.
+) -> tuple[FitHistory, list[Weights]]:
+    """Fit `network` in place with AdamW, keeping the best weights of each validation loss.
 
-    Stops when `valid_loss` has not fallen for `patience` epochs and puts the best epoch's weights back. Without
-    `valid_loss` it makes all `epochs` and keeps the last weights.
+    Stops when none of `valid_losses` has fallen for `patience` epochs. Without `valid_losses` it makes all `epochs` and
+    keeps the last weights.
 
     Args:
         network: its parameters with two or more dimensions are decayed, vectors are not.
         batches: gives one epoch's batches, shuffled.
         loss: training loss of a batch.
-        valid_loss: validation loss of the network as it is.
+        valid_losses: validation losses of the network as it is: one for each thing it learns.
         epochs: most passes over the training data.
         patience: epochs without a better validation loss before stopping.
         lr: AdamW's learning rate.
         weight_decay: AdamW's decoupled decay.
-    Returns: the losses of every epoch made.
+    Returns: the losses of every epoch made (valid_loss is the sum, best_epoch that of the first), and the weights at
+        the best epoch of each validation loss; `network` has the first of them.
     Raises: ValueError if a loss is no longer finite.
     """
     started = time.perf_counter()
     optimiser = AdamW(list(network.parameters()), lr=lr, weight_decay=weight_decay)
-    train_losses: list[float] = []
-    valid_losses: list[float] = []
-    best, best_weights = 0, _copy(network)
-    for epoch in range(epochs):
-        train_losses.append(_one_epoch(network, optimiser, batches(), loss))
-        _require_finite(train_losses, lr)
-        if valid_loss is None:
-            best = epoch
+    train_history: list[float] = []
+    valid_history: list[float] = []
+    best: list[_Best] = []
+    for epoch in range(1, epochs + 1):
+        train_history.append(_one_epoch(network, optimiser, batches(), loss))
+        _require_finite(train_history, lr)
+        if valid_losses is None:
             continue
-        valid_losses.append(_evaluated(network, valid_loss))
-        _require_finite(valid_losses, lr)
-        if valid_losses[epoch] <= min(valid_losses):
-            best, best_weights = epoch, _copy(network)
-        if epoch - best >= patience:
+        losses = _evaluated(network, valid_losses)
+        valid_history.append(sum(losses))
+        _require_finite(valid_history, lr)
+        best = [_better(kept, value, epoch, network) for kept, value in zip_longest(best, losses)]
+        if epoch - max(kept.epoch for kept in best) >= patience:
             break
-    if valid_loss is not None:
-        _restore(network, best_weights)
-    return FitHistory(
-        len(train_losses), best + 1, tuple(train_losses), tuple(valid_losses), time.perf_counter() - started
+    best = best or [_Best(train_history[-1], epoch, _copy(network))]
+    restore(network, best[0].weights)
+    history = FitHistory(
+        epoch, best[0].epoch, tuple(train_history), tuple(valid_history), time.perf_counter() - started
     )
+    return history, [kept.weights for kept in best]
+
+
+def restore(network: nn.Module, weights: Weights) -> None:
+    """Put weights that `train_network` kept into a network of the same shape."""
+    with torch.no_grad():
+        for weight, kept in zip(network.parameters(), weights, strict=True):
+            weight.copy_(kept)
 
 
 def compute_dtype(precision: Precision) -> torch.dtype:
@@ -205,10 +215,10 @@ def _one_epoch(
     return float(torch.stack(losses).mean())
 
 
-def _evaluated(network: nn.Module, valid_loss: Callable[[], Tensor]) -> float:
+def _evaluated(network: nn.Module, valid_losses: Callable[[], list[Tensor]]) -> list[float]:
     network.eval()
     with torch.no_grad():
-        return float(valid_loss())
+        return [float(value) for value in valid_losses()]
 
 
 def _require_finite(losses: Sequence[float], lr: float) -> None:
@@ -216,11 +226,18 @@ def _require_finite(losses: Sequence[float], lr: float) -> None:
         raise ValueError(f"the loss became {losses[-1]} at epoch {len(losses)}; lower lr ({lr})")
 
 
-def _copy(network: nn.Module) -> list[Tensor]:
+@dataclass(frozen=True)
+class _Best:
+    """The lowest value of one validation loss, the epoch that had it (from 1) and its weights."""
+
+    loss: float
+    epoch: int
+    weights: Weights
+
+
+def _better(kept: _Best | None, loss: float, epoch: int, network: nn.Module) -> _Best:
+    return kept if kept is not None and kept.loss <= loss else _Best(loss, epoch, _copy(network))
+
+
+def _copy(network: nn.Module) -> Weights:
     return [weight.detach().clone() for weight in network.parameters()]
-
-
-def _restore(network: nn.Module, weights: list[Tensor]) -> None:
-    with torch.no_grad():
-        for weight, kept in zip(network.parameters(), weights, strict=True):
-            weight.copy_(kept)

@@ -127,7 +127,7 @@ def embed(layers: str, pool: str, format_: str | None, sources: tuple[str, ...],
     help="Share of the other prompts for early stopping.",
 )
 @click.option("--split-seed", type=int, default=0, show_default=True, help="Draws other test prompts.")
-@click.option("--control/--no-control", default=True, show_default=True, help="Fit once on shuffled labels beside.")
+@click.option("--control/--no-control", default=True, show_default=True, help="Fit on shuffled labels too.")
 @click.option("--refit", is_flag=True, help="Fit again what the store has already.")
 @json_option
 @store_option
@@ -152,11 +152,13 @@ def evaluate(as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Judge runs on prompts they were not fitted on.
 
     RUN is a run id or a group (all its seeds); none means every run. Pair accuracy, attributes and best-of-n come
-    with intervals by bootstrap over prompts, and response length stands beside as a control.
+    with intervals by bootstrap over prompts, and response length stands beside as a control. Everything is kept in
+    the store (`pipeline query "SELECT * FROM metrics"`); the table shows the main rows, --json all of them.
     """
-    from pipeline.evaluate import EvaluateOptions, evaluate
+    from pipeline.evaluate import EvaluateOptions, evaluate, summary
 
-    _print_table(evaluate(EvaluateOptions(**options)), "json" if as_json else "table")
+    metrics = evaluate(EvaluateOptions(**options))
+    _print_table(metrics if as_json else summary(metrics), "json" if as_json else "table")
 
 
 @main.command()

@@ -1,6 +1,6 @@
 """The judging stage: each run's scores on prompts it was not fitted on, with intervals and controls beside."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +88,21 @@ def judge(
     if annotated and held.keep.any():
         kept = {name: values[held.keep] for name, values in predicted.items()}
         rows += judge_attributes(kept, annotated, view.prompts[held.keep])
-    gold_rows, gold = _gold(held)
-    pooled = {name: values[gold_rows] for name, values in scorers.items()}
-    return rows + judge_pool(pooled, gold, view.prompts[gold_rows])
+    judges = dataset["gold"]["judge"].unique().to_pylist()
+    for judge_name in judges:
+        gold_rows, gold = _gold(held, judge_name)
+        pooled = {name: values[gold_rows] for name, values in scorers.items()}
+        found = judge_pool(pooled, gold, view.prompts[gold_rows])
+        rows += found if len(judges) == 1 else [replace(row, subset=judge_name) for row in found]
+    return rows
+
+
+def summary(metrics: pa.Table) -> pa.Table:
+    """The rows to print: whole datasets, accuracies and correlations, and the end of each best-of-n curve."""
+    shown = {"pair_accuracy", "attribute_spearman", "gold_spearman_within", "best_of_n"}
+    rows = [row for row in metrics.to_pylist() if row["subset"] is None and row["metric"] in shown]
+    longest = max((row["at"] for row in rows if row["at"] is not None), default=None)
+    return pa.Table.from_pylist([row for row in rows if row["at"] in (None, longest)], schema=metrics.schema)
 
 
 def _trained_on(run: dict[str, Any]) -> tuple[str | None, str | None]:
@@ -154,9 +166,9 @@ def _merge(path: Path, new: pa.Table, key: str) -> None:
     write_table(path, new)
 
 
-def _gold(held: Held) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Row numbers and gold scores of the pool's samples; a text that was sampled twice stands twice."""
-    table = held.dataset["gold"]
+def _gold(held: Held, judge_name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Row numbers and one judge's scores of the pool's samples; a text that was sampled twice stands twice."""
+    table = held.dataset["gold"].filter(pc.field("judge") == judge_name)
     row_of = {identifier: row for row, identifier in enumerate(held.data.response_ids)}
     pairs = [
         (row_of[identifier], score)

@@ -1,4 +1,4 @@
-"""The fitting stage: heads on cached features, several seeds, and one fit on shuffled labels as a control.
+"""The fitting stage: heads on cached features, several seeds, and fits on shuffled labels as a control.
 
 The test prompts are set apart by the hash of their content before anything is looked at; a seed draws the prompts of
 the early-stopping split, the head's initial weights and the order of its batches.
@@ -26,6 +26,7 @@ from heads.registry import HEADS, make_head
 from pipeline.progress import say
 
 SHUFFLED = "shuffled labels"
+CONTROLS = 3  # fits on shuffled labels: a single random direction may by chance follow length, or run against it
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class FitOptions:
         test_share: share of prompts held out for judging.
         valid_share: share of the other prompts set aside for early stopping.
         split_seed: another number draws other test prompts.
-        control: whether to fit once on shuffled labels beside.
+        control: whether to fit on shuffled labels too, at most three times.
         refit: fit again what the store has already.
     """
 
@@ -77,7 +78,7 @@ class FitSummary:
 
 
 def fit(options: FitOptions) -> list[FitSummary]:
-    """Fit the head once for each seed, and once on shuffled labels.
+    """Fit the head once for each seed, and on shuffled labels.
 
     Raises: ValueError with what, got and fix: an unknown head or option, annotations that the head needs and did not
         get, a dataset that is not embedded.
@@ -91,7 +92,7 @@ def fit(options: FitOptions) -> list[FitSummary]:
     description = _describe(options, head, embeddings, features, pairs, attributes)
     jobs: list[tuple[int, str | None]] = [(seed, None) for seed in range(options.seeds)]
     if options.control:
-        jobs.append((0, SHUFFLED))
+        jobs += [(seed, SHUFFLED) for seed in range(min(options.seeds, CONTROLS))]
     say(
         f"{description['group']}: {len(data.view.pairs):,} pairs, {len(data.view.features):,} responses, "
         f"{'+'.join(features)} of {embeddings.spec.fingerprint}"
@@ -194,7 +195,7 @@ def _fit_one(
     seed: int,
     control: str | None,
 ) -> FitSummary:
-    run_id = f"{description['group']}-{'shuffled' if control else f's{seed}'}"
+    run_id = f"{description['group']}-{'shuffled' if control else 's'}{seed}"
     directory = store.run_directory(run_id)
     if (directory / "run.json").is_file() and not options.refit:
         done = store.run(run_id)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import AttentionInterface
 
 from cache.spec import EmbeddingSpec, feature_name
 from cache.vectors import RMS, Scalars, Vectors
@@ -59,6 +60,7 @@ class Extractor:
         """
         gathered: Features = {}
         computed = 0
+        AttentionInterface.register(ATTENTION, attend_spans)
         self.backbone.model.set_attn_implementation(ATTENTION if self.packed else self.backbone.attention)
         parts = self._packed(rows, groups) if self.packed else self._padded(rows)
         for numbers, vectors, tokens in parts:
@@ -133,9 +135,6 @@ def supports_packing(backbone: Backbone) -> bool:
     Three made-up conversations with a common beginning are run both ways. Architectures that do more than causal
     attention over positions (state-space layers, bidirectional or soft-capped attention) fail here.
     """
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ATTENTION, attend_spans)
     rows = _made_up_rows(backbone)
     layers, pool = (backbone.layer_count,), ("last",)
     plain = Extractor(backbone, layers, pool, token_budget=1)

@@ -40,7 +40,7 @@ def test_nothing_to_average() -> None:
 
 
 def test_a_value_that_is_not_finite_is_named() -> None:
-    with pytest.raises(ValueError, match="1 values that are not finite .first at row 2"):
+    with pytest.raises(ValueError, match=r"1 values that are not finite .first at row 2"):
         bootstrap_mean(np.array([0.0, 1.0, np.nan]), np.arange(3))
 
 

@@ -2,15 +2,17 @@ import html.parser
 import math
 import shlex
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from test_bench_results import write_dataset, write_embeddings, write_run
 
 from bench.charts import LABEL_GAP, Axis, Line, curve_chart, interval_row
-from bench.findings import gather
+from bench.findings import Name, gather
 from bench.intervals import Estimate
-from bench.report import remarks, render, write_report
+from bench.report import Origin, remarks, render, write_report
+from cache.store import Store
 
 EVIL = "<script>alert('x')</script>"
 
@@ -122,12 +124,27 @@ def test_seeds_are_averaged_and_controls_are_not_rows(tmp_path: Path) -> None:
     assert board.length is not None
 
 
+def test_a_head_says_what_it_was_fitted_on_only_where_that_tells_it_from_another() -> None:
+    bt, clf = Name("bt", "", "a"), Name("clf", "", "a")
+    assert Origin.of([bt, clf], "a") == Origin("", told=False)
+    assert Origin.of([bt, clf], "b") == Origin("Fitted on a.", told=False)
+    assert Origin.of([bt, replace(clf, fitted_on="b")], "b") == Origin(
+        "Fitted on different data: see Runs.", told=False
+    )
+    both = Origin.of([bt, replace(bt, fitted_on="b"), clf], "b")
+    assert both == Origin("", told=True)
+    assert both.called(bt) == "bt (fitted on a)"
+
+
 def test_commands_make_the_store_again(store: Path) -> None:
+    options = {"hidden": 64, "lr": 0.001, "trunk": None, "widths": [4, 8], "scale": True}
+    write_run(store, Store(store).dataset("hh"), "bt", noise=1.0, options=options)
     lines = [shlex.split(command) for command in gather(store).commands]
     assert [line[1] for line in lines] == ["embed", "fit", "evaluate", "report"]
     assert lines[0][2] == "/data/hh.jsonl"
     fit = " ".join(lines[1])
-    assert "--head bt --pairs hh --features L2.last --seeds 1 -o hidden 64 -o lr 0.001" in fit
+    assert "--head bt --pairs hh --features L2.last --seeds 1 --split-seed 0 --no-control" in fit
+    assert "-o hidden 64 -o lr 0.001 -o trunk none -o widths 4,8 -o scale true" in fit
     assert lines[2] == ["pipeline", "evaluate", "bt-1", "--on", "hh"]
 
 
@@ -135,14 +152,13 @@ def test_remarks_tell_chance_and_length(store: Path) -> None:
     findings = gather(store)
     board, origin = findings.boards[0], findings.boards[0].rows[0].name
     row = replace(board.rows[0], accuracy=Estimate(0.55, 30, 0.4, 0.7))
-    other = replace(row, name=replace(origin, head="clf"), accuracy=Estimate(0.52, 30, 0.45, 0.54))
-    from bench.report import Origin
-
+    other = replace(row, name=replace(origin, head="clf"), accuracy=Estimate(0.52, 90, 0.45, 0.54))
     said = " ".join(
         remarks(replace(board, rows=(row, other), length=Estimate(0.6, 30, 0.5, 0.7)), Origin.of([origin], "hh"))
     )
     assert "bt is highest: 55.0 % [40.0, 70.0] of 30 pairs." in said
     assert "The intervals of 0 of the other 1 reach that value." in said
+    assert "Rows rest on 30 to 90 pairs" in said
     assert "2 of 2 cannot be told from chance" in said
     assert "length alone does at least as well (60.0 %)" in said
 
@@ -170,6 +186,6 @@ def test_labels_of_equal_curves_do_not_overlap() -> None:
     gold = [Estimate(value, 5, value - 1, value + 1) for value in (0.0, 1.0)]
     chart = curve_chart([Line(f"s{k}", f"head {k}", (1, 2), gold, banded=True) for k in range(6)])
     tops = [label.top for label in chart.labels]
-    assert all(after - before >= LABEL_GAP - 1e-9 for before, after in zip(tops, tops[1:], strict=False))
+    assert all(after - before >= LABEL_GAP - 1e-9 for before, after in pairwise(tops))
     assert [tick.text for tick in chart.n_ticks] == ["1", "2"]
     assert [tick.text for tick in chart.kl_ticks] == ["0.00", "0.19"]

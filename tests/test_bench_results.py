@@ -216,7 +216,7 @@ def test_embeddings_are_ids_first_and_vectors_on_demand(store: Path) -> None:
 
 
 def test_an_unknown_feature_is_an_error(store: Path) -> None:
-    with connect(store) as connection, pytest.raises(ValueError, match="no feature 'L9.last'"):
+    with connect(store) as connection, pytest.raises(ValueError, match=r"no feature 'L9\.last'"):
         register_embeddings(connection, store, SPEC.fingerprint, ["L9.last"])
 
 

@@ -9,6 +9,7 @@ from heads.scaling import Scaler
 from heads.training import (
     AdamW,
     StandardisedView,
+    Weights,
     choose_batch_size,
     compute_dtype,
     pair_margins,
@@ -27,32 +28,42 @@ class Scalar(nn.Module):
         self.weight = nn.Parameter(torch.zeros(()))
 
 
-def fit_scalar(valid_losses: list[float] | None, *, epochs: int = 20, patience: int = 3) -> tuple[Scalar, FitHistory]:
+def fit_scalar(
+    *valid_losses: list[float], epochs: int = 20, patience: int = 3
+) -> tuple[Scalar, FitHistory, list[Weights]]:
     """Each epoch moves the weight by about -lr, so the weight tells which epoch was kept."""
     network = Scalar()
-    script = iter(valid_losses or [])
-    history = train_network(
+    script = zip(*valid_losses, strict=True)
+    history, kept = train_network(
         network,
         batches=lambda: [None],
         loss=lambda _: network.weight * 1.0,
-        valid_loss=None if valid_losses is None else lambda: torch.tensor(next(script)),
+        valid_losses=(lambda: [torch.tensor(loss) for loss in next(script)]) if valid_losses else None,
         epochs=epochs,
         patience=patience,
         lr=1.0,
         weight_decay=0.0,
     )
-    return network, history
+    return network, history, kept
 
 
 def test_early_stopping_puts_the_best_weights_back() -> None:
-    network, history = fit_scalar([0.9, 0.5, 0.6, 0.7, 0.8, 0.1])
+    network, history, _ = fit_scalar([0.9, 0.5, 0.6, 0.7, 0.8, 0.1])
     assert (history.epochs, history.best_epoch) == (5, 2)
     assert history.valid_loss == pytest.approx((0.9, 0.5, 0.6, 0.7, 0.8))
     assert network.weight.item() == pytest.approx(-2, abs=1e-3)
 
 
+def test_each_validation_loss_keeps_its_own_best_weights() -> None:
+    network, history, kept = fit_scalar([0.9, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], [0.9, 0.8, 0.7, 0.6, 0.7, 0.8, 0.9])
+    assert (history.epochs, history.best_epoch) == (7, 2)  # the second loss was best at 4, and 3 epochs were waited
+    assert [weights[0].item() for weights in kept] == pytest.approx([-2, -4], abs=1e-3)
+    assert network.weight.item() == pytest.approx(-2, abs=1e-3)
+    assert history.valid_loss[0] == pytest.approx(1.8)
+
+
 def test_without_validation_every_epoch_is_made_and_the_last_kept() -> None:
-    network, history = fit_scalar(None, epochs=7)
+    network, history, _ = fit_scalar(epochs=7)
     assert (history.epochs, history.best_epoch, history.valid_loss) == (7, 7, ())
     assert network.weight.item() == pytest.approx(-7, abs=1e-3)
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from topics import Topic
+from bench.demo.topics import Topic
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def json_object(text: str) -> dict[str, object] | None:
 
 def _bare(text: str) -> str:
     """Text in lower case without the punctuation and quotes around it; what "starts" and "ends" look at."""
-    return text.strip().strip('.!?,;:"\'{}[]- \n').lower()
+    return text.strip().strip(".!?,;:\"'{}[]- \n").lower()
 
 
 def _first_places(text: str, words: Sequence[str]) -> list[int]:
@@ -76,7 +76,9 @@ def _listed(text: str, count: int, mark: str) -> bool:
     """Exactly `count` lines, all of them with the mark and something behind it; "#" stands for 1, 2, 3."""
     lines = lines_of(text)
     marks = [f"{number}. " if mark == "#" else mark for number in range(1, len(lines) + 1)]
-    fits = [line.startswith(start) and bool(words_of(line[len(start) :])) for line, start in zip(lines, marks, strict=True)]
+    fits = [
+        line.startswith(start) and bool(words_of(line[len(start) :])) for line, start in zip(lines, marks, strict=True)
+    ]
     return len(lines) == count and all(fits)
 
 

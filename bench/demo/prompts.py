@@ -4,8 +4,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from constraints import Constraint, Prompt, wording
-from topics import SHOT_TOPICS, TOPICS, Topic
+from bench.demo.constraints import Constraint, Prompt, wording
+from bench.demo.topics import SHOT_TOPICS, TOPICS, Topic
 
 T = TypeVar("T")
 

@@ -7,15 +7,17 @@ is what keeps the whole within minutes (`generate` pads every row to the slowest
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from constraints import Prompt
-from edits import worked_answer
-from prompts import shots_for
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from bench.demo.constraints import Prompt
+from bench.demo.edits import worked_answer
+from bench.demo.prompts import shots_for
 
 TEMPERATURES = (0.3, 0.7, 0.7, 0.7, 1.0, 1.0)
 TOP_K = 40
@@ -40,7 +42,8 @@ def sample(prompts: Sequence[Prompt], backbone: Path | str, *, threads: int) -> 
     """
     torch.set_num_threads(threads)
     tokenizer = AutoTokenizer.from_pretrained(backbone, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32)
+    model.eval()
     vocabulary = _plain_ids(tokenizer)
     started = time.monotonic()
     for first in range(0, len(prompts), PROMPTS_A_BATCH):
@@ -54,7 +57,7 @@ def sample(prompts: Sequence[Prompt], backbone: Path | str, *, threads: int) -> 
         print(f"{first + len(batch)}/{len(prompts)} prompts, {time.monotonic() - started:.0f} s", flush=True)
 
 
-def _plain_ids(tokenizer) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]  # transformers is untyped
+def _plain_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
     """Ids that may be drawn, and which of them end a response, as (ids,) and a mask of the same shape.
 
     Only frequent tokens of printable ASCII: the output layer over all 262,144 costs more than the rest of the model.
@@ -67,10 +70,10 @@ def _plain_ids(tokenizer) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-d
 
 
 @torch.inference_mode()
-def _complete(model, inputs, ids: Tensor, stops: Tensor) -> list[list[int]]:  # type: ignore[no-untyped-def]
+def _complete(model: PreTrainedModel, inputs: Mapping[str, Tensor], ids: Tensor, stops: Tensor) -> list[list[int]]:
     """Token ids of one completion for each prompt and temperature, prompt by prompt, without the stop token."""
     copies = len(TEMPERATURES)
-    output = model.get_output_embeddings().weight[ids]  # (vocabulary, width)
+    output = model.get_output_embeddings().weight[ids]  # type: ignore[no-untyped-call]  # (vocabulary, width)
     mask = inputs["attention_mask"]
     cache = DynamicCache(config=model.config)
     hidden = _step(model, inputs["input_ids"], mask, cache).repeat_interleave(copies, dim=0)
@@ -94,7 +97,7 @@ def _complete(model, inputs, ids: Tensor, stops: Tensor) -> list[list[int]]:  # 
     return rows
 
 
-def _step(model, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:  # type: ignore[no-untyped-def]
+def _step(model: PreTrainedModel, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
     """Last hidden states (rows, width) after feeding `ids`; left padding does not count as a position."""
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     out = model.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)

@@ -1,0 +1,223 @@
+"""The whole road on a tiny random backbone: embed, fit, evaluate, query, report, ls."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import WORDS, write_jsonl
+
+from cache.splits import is_test
+from cache.store import Store
+
+ATTRIBUTE_WORDS = ["red", "blue"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Iterator[Path]:
+    """Pairs, attributes and a pool, embedded once for this module."""
+    folder = tmp_path_factory.mktemp("road")
+    pairs, attributes, pool = [], [], []
+    for number in range(60):
+        prompt = f"why {WORDS[number % 20]} {WORDS[number * 7 % 20]} {number}"
+        good, bad = f"{WORDS[number % 13]} yes", f"{WORDS[number % 11]} no"
+        pairs.append({"prompt": prompt, "chosen": good, "rejected": bad, "subset": "ab"[number % 2]})
+        for text, score in ((good, 1.0), (bad, 0.0)):
+            noise = number % 3 / 10
+            attributes.append({"prompt": prompt, "response": text, "yes": score + noise, "shout": noise})
+            pool.append({"prompt_id": str(number), "prompt": prompt, "response": text, "gold_score": score})
+        pool.append({"prompt_id": str(number), "prompt": prompt, "response": good, "gold_score": 1.0})  # sampled twice
+    sources = [
+        write_jsonl(folder / f"{name}.jsonl", rows)
+        for name, rows in {"pairs": pairs, "attrs": attributes, "pool": pool}.items()
+    ]
+    from pipeline.embed import EmbedOptions, embed
+
+    options = EmbedOptions(
+        sources=tuple(map(str, sources)),
+        store=folder / "store",
+        backbone=str(tiny_backbone),
+        template="plain",
+        pool=("last", "mean"),
+        device="cpu",
+    )
+    embed(options)
+    yield folder / "store"
+
+
+def fit(run_cli: Callable[..., Any], store: Path, head: str, *more: object) -> list[dict[str, Any]]:
+    given = {"ridge": ["--attributes", "attrs"], "smorm": ["--pairs", "pairs", "--attributes", "attrs"]}
+    arguments = given.get(head, ["--pairs", "pairs"])
+    result = run_cli("fit", "--head", head, *arguments, "--store", store, "--json", *more)
+    assert result.exit_code == 0, result.output
+    rows: list[dict[str, Any]] = json.loads(result.stdout)
+    return rows
+
+
+def evaluate(run_cli: Callable[..., Any], store: Path, *arguments: object) -> list[dict[str, Any]]:
+    result = run_cli("evaluate", *arguments, "--store", store, "--json")
+    assert result.exit_code == 0, result.output
+    rows: list[dict[str, Any]] = json.loads(result.stdout)
+    return rows
+
+
+@pytest.mark.parametrize("head", ["linear", "bt", "clf", "lgbm", "ridge", "smorm"])
+def test_every_head_goes_the_whole_road(run_cli: Callable[..., Any], store: Path, head: str) -> None:
+    runs = fit(run_cli, store, head, "--seeds", 2)
+    assert [run["control"] for run in runs] == [None, None, "shuffled labels", "shuffled labels"]
+    group = runs[0]["group"]
+    rows = evaluate(run_cli, store, group, "--on", "pairs", "--on", "pool")
+    kept = {(row["run_id"], row["dataset"], row["scorer"]): row for row in rows if row["metric"] == "pair_accuracy"}
+    first = {"ridge": "L", "smorm": "F"}.get(head, "reward")
+    found = [kept[run["run_id"], "pairs", first] for run in runs if run["control"] is None and not run["reused"]]
+    assert all(row["value"] > 0.7 and row["low"] <= row["value"] <= row["high"] for row in found)
+    prompts = Store(store).dataset("pairs")["responses"]["prompt_id"].unique().to_pylist()
+    held_out = int(is_test(prompts, share=0.2, seed=0).sum())
+    assert {row["n"] for row in found if row["subset"] is None} <= set(range(held_out + 1))
+    curve = [row for row in rows if row["metric"] == "best_of_n" and row["scorer"] == first]
+    assert {row["at"] for row in curve} == {1.0, 2.0, 3.0}
+    assert any(row["scorer"] == "length" for row in rows)
+
+
+def test_scores_are_kept_for_held_out_rows_only(run_cli: Callable[..., Any], store: Path) -> None:
+    (run,) = fit(run_cli, store, "linear", "--no-control")
+    evaluate(run_cli, store, run["run_id"], "--on", "pairs")
+    table = pq.read_table(Store(store).run_directory(run["run_id"]) / "scores.parquet")
+    responses = Store(store).dataset("pairs")["responses"].to_pylist()
+    prompt_of = {row["response_id"]: row["prompt_id"] for row in responses}
+    prompts = [prompt_of[identifier] for identifier in table["response_id"].to_pylist()]
+    assert len(prompts) > 0
+    assert is_test(prompts, share=0.2, seed=0).all()
+
+
+def test_evaluating_twice_replaces_rows_and_keeps_other_datasets(run_cli: Callable[..., Any], store: Path) -> None:
+    (run,) = fit(run_cli, store, "linear", "--no-control")
+    evaluate(run_cli, store, run["run_id"], "--on", "pairs", "--on", "pool")
+    path = Store(store).run_directory(run["run_id"]) / "metrics.parquet"
+    before = pq.read_table(path)
+    evaluate(run_cli, store, run["run_id"], "--on", "pairs")
+    after = pq.read_table(path)
+    assert sorted(map(str, after.to_pylist())) == sorted(map(str, before.to_pylist()))
+
+
+def test_attribute_heads_are_judged_on_attributes(run_cli: Callable[..., Any], store: Path) -> None:
+    runs = fit(run_cli, store, "ridge")
+    rows = evaluate(run_cli, store, runs[0]["run_id"], "--on", "attrs")
+    found = {(row["scorer"], row["metric"]): row["value"] for row in rows if row["subset"] is None}
+    assert found["attribute:yes", "attribute_r2"] > 0.3
+    assert ("attribute:shout", "attribute_spearman") in found
+
+
+def test_a_fit_is_done_once_unless_asked_again(run_cli: Callable[..., Any], store: Path) -> None:
+    fit(run_cli, store, "linear", "--no-control", "-o", "l2", "3.0")
+    assert fit(run_cli, store, "linear", "--no-control", "-o", "l2", "3.0")[0]["reused"] is True
+    assert fit(run_cli, store, "linear", "--no-control", "-o", "l2", "3.0", "--refit")[0]["reused"] is False
+
+
+def test_other_options_make_another_group(run_cli: Callable[..., Any], store: Path) -> None:
+    groups = {
+        fit(run_cli, store, "linear", "--no-control", *more)[0]["group"]
+        for more in ([], ["-o", "l2", "7.0"], ["--features", "L4.mean"], ["--split-seed", 1])
+    }
+    assert len(groups) == 4
+
+
+def test_shuffling_leaves_the_same_pairs_with_meaningless_labels() -> None:
+    from cache.views import TrainingView
+    from pipeline.fit import shuffled
+
+    attributes = np.array([[1], [2], [3], [np.nan]], dtype=np.float32)
+    pairs = np.tile([[0, 1], [2, 3]], (200, 1))
+    view = TrainingView.of(np.zeros((4, 2), np.float32), pairs=pairs, attributes=attributes, attribute_names=("a",))
+    turned = shuffled(view, seed=0)
+    assert np.array_equal(np.sort(turned.pairs, axis=1), np.sort(pairs, axis=1))
+    assert 0.4 < (turned.pairs[:, 0] > turned.pairs[:, 1]).mean() < 0.6
+    assert np.isnan(turned.attributes[3, 0])
+    assert sorted(turned.attributes[:3, 0]) == [1, 2, 3]
+
+
+def test_query_and_ls_and_report_show_what_there_is(run_cli: Callable[..., Any], store: Path, tmp_path: Path) -> None:
+    group = fit(run_cli, store, "bt")[0]["group"]
+    evaluate(run_cli, store, group, "--on", "pairs")
+    sql = (
+        "SELECT head, accuracy, low, high, n, length, shuffled FROM leaderboard WHERE head = 'bt' AND dataset = 'pairs'"
+    )
+    (row,) = json.loads(run_cli("query", sql, "--json", "--store", store).stdout)
+    assert row["low"] <= row["accuracy"] <= row["high"]
+    assert row["shuffled"] is not None
+    listed = run_cli("ls", "--store", store)
+    assert listed.exit_code == 0
+    assert all(word in listed.stdout for word in ("datasets:", "pairs", "attrs", "pool", "embeddings:", group))
+    written = run_cli("report", "-o", tmp_path / "r.html", "--store", store)
+    assert written.exit_code == 0, written.output
+    assert "leaderboard" in (tmp_path / "r.html").read_text().lower()
+
+
+def test_the_query_prompt_reads_statements_from_a_pipe(store: Path) -> None:
+    from click.testing import CliRunner
+
+    from pipeline.cli import main
+
+    text = "SELECT count(*) AS pairs\nFROM pairs;\nSELECT 2 AS two"
+    result = CliRunner().invoke(main, ["query", "--format", "csv", "--store", str(store)], input=text)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.split() == ["pairs", "60", "two", "2"]
+
+
+ERRORS = {
+    "unknown head": (["fit", "--head", "nonesuch", "--pairs", "pairs"], "linear"),
+    "unknown option": (["fit", "--head", "bt", "--pairs", "pairs", "-o", "nonesuch", "1"], "hidden"),
+    "option out of type": (["fit", "--head", "bt", "--pairs", "pairs", "-o", "hidden", "many"], "hidden"),
+    "missing pairs": (["fit", "--head", "bt"], "give --pairs DATASET"),
+    "needless attributes": (["fit", "--head", "bt", "--pairs", "pairs", "--attributes", "attrs"], "leave out"),
+    "unknown dataset": (["fit", "--head", "bt", "--pairs", "nonesuch"], "it has attrs, pairs, pool"),
+    "dataset without pairs": (["fit", "--head", "bt", "--pairs", "attrs"], "has no pairs"),
+    "unknown feature": (["fit", "--head", "bt", "--pairs", "pairs", "--features", "L9.last"], "L4.last, L4.mean"),
+    "unknown run": (["evaluate", "nonesuch", "--on", "pairs"], "no run or group 'nonesuch'"),
+    "refused sql": (["query", "COPY (SELECT 1) TO 'x.csv'"], "SELECT"),
+}
+
+
+@pytest.mark.parametrize("kind", list(ERRORS))
+def test_mistakes_are_one_sentence_and_change_nothing(kind: str, run_cli: Callable[..., Any], store: Path) -> None:
+    arguments, hint = ERRORS[kind]
+    before = sorted(map(str, store.rglob("*")))
+    result = run_cli(*arguments, "--store", store)
+    assert result.exit_code in (1, 2)
+    assert hint in result.stderr
+    assert result.stderr.count("Error: ") == 1
+    assert sorted(map(str, store.rglob("*"))) == before
+
+
+def test_a_run_is_not_judged_on_vectors_of_another_spec(
+    run_cli: Callable[..., Any], store: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    from pipeline.embed import EmbedOptions, embed
+
+    (run,) = fit(run_cli, store, "linear", "--no-control")
+    source = write_jsonl(tmp_path / "other.jsonl", [{"prompt": "cat", "chosen": "yes", "rejected": "no"}])
+    embed(EmbedOptions((str(source),), store, str(tiny_backbone), template="chatml", device="cpu"))
+    result = run_cli("evaluate", run["run_id"], "--on", "other", "--store", store)
+    assert result.exit_code == 1
+    assert "'other' has 2 of 2 responses without a vector in embedding" in result.stderr
+    assert "plain template" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["", "embed", "fit", "evaluate", "query", "report", "ls"])
+def test_help_answers_without_heavy_imports(command: str) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from pipeline.cli import main\n"
+        f"try: main({[*command.split(), '--help']!r})\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "heavy = {'torch', 'transformers', 'pyarrow', 'numpy', 'duckdb', 'sklearn', 'lightgbm'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "Usage:" in found.stdout
