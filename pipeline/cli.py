@@ -62,7 +62,11 @@ def main() -> None:
 @click.option("--backbone", required=True, help="Hub id, directory in HF format, or gemma3-270m (extra: demo).")
 @click.option("--backbone-revision", help="Commit, tag or branch of a hub backbone.")
 @click.option("--name", help="Name of the dataset in the store (default: from the file's name).")
-@click.option("--format", "format_", help="Force a format: preference, hh, attributes, helpsteer2, pool, ...")
+@click.option(
+    "--format",
+    "format_",
+    help="Force a format: preference, preference-shared-prefix, hh-rlhf, attributes, helpsteer2, pool.",
+)
 @click.option("--config", help="Configuration of a hub dataset.")
 @click.option("--split", help="Split of a hub dataset.")
 @click.option("--revision", help="Revision of a hub dataset.")
@@ -108,6 +112,7 @@ def embed(layers: str, pool: str, format_: str | None, sources: tuple[str, ...],
 @click.option("--head", required=True, help="linear, bt, clf, lgbm, ridge or smorm.")
 @click.option("--pairs", help="Dataset with preference pairs (D_S).")
 @click.option("--attributes", help="Dataset with attribute scores (D_M).")
+@click.option("--use", help="Attributes to fit on, joined by commas (default: all).")
 @click.option("--features", help="Feature columns joined by + (L12.last+L18.last). Default: the last layer's.")
 @click.option("--embedding", help="Fingerprint of the embedding. Default: the only one that fits.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Number of fits.")
@@ -132,14 +137,16 @@ def embed(layers: str, pool: str, format_: str | None, sources: tuple[str, ...],
 @json_option
 @store_option
 @one_sentence_errors
-def fit(as_json: bool, **options: Any) -> None:  # noqa: ANN401
+def fit(as_json: bool, use: str | None, **options: Any) -> None:  # noqa: ANN401
     """Fit a head on cached features, once for each seed.
 
     The validation split is by prompt. `-o` takes the head's own options; a wrong one lists those it has.
     """
     from pipeline.fit import FitOptions, fit
 
-    _print_rows([vars(summary) for summary in fit(FitOptions(**options))], as_json)
+    _print_rows(
+        [vars(summary) for summary in fit(FitOptions(use=tuple(use.split(",")) if use else (), **options))], as_json
+    )
 
 
 @main.command()

@@ -338,7 +338,13 @@ def _show_dataset(dataset: Dataset) -> None:
     say(f"{dataset.name}: {dataset.info['format']}, " + ", ".join(f"{n:,} {table}" for table, n in counts.items()))
     for refused in dataset.info["refused"]:
         shown = ", ".join(map(str, refused["rows"][:5])) + (", ..." if refused["count"] > 5 else "")
-        say(f"  refused {refused['count']:,}: {refused['reason']} (rows {shown})")
+        say(f"  refused {refused['count']:,}: {refused['reason']} ({dataset.info['row_numbers']} {shown})")
+    for left_out in dataset.info["left_out"]:
+        say(f"  {left_out['count']:,} rows {left_out['reason']}")
+    if dataset.info["unused_columns"]:
+        say(f"  columns not used: {', '.join(dataset.info['unused_columns'])}")
+    for note in dataset.info["notes"]:
+        say(f"  note: {note}")
 
 
 def _show_first_row(renderer: Renderer, row: Pending) -> None:

@@ -38,6 +38,8 @@ class FitOptions:
         store: the store's folder.
         pairs: dataset whose pairs to fit on (D_S).
         attributes: dataset whose attribute scores to fit on (D_M).
+        use: the attributes to fit on; empty takes all. A mean over attributes (the score L) takes each as "higher is
+            better", so leave out those that are not.
         features: "L18.last", or several joined by "+"; None takes the deepest layer's first pooling.
         embedding: fingerprint of the embedding, or its beginning; None takes the only one that covers the datasets.
         seeds: number of fits, with seeds 0, 1, ...
@@ -53,6 +55,7 @@ class FitOptions:
     store: Path
     pairs: str | None = None
     attributes: str | None = None
+    use: tuple[str, ...] = ()
     features: str | None = None
     embedding: str | None = None
     seeds: int = 1
@@ -89,6 +92,7 @@ def fit(options: FitOptions) -> list[FitSummary]:
     embeddings = choose_embeddings(store, options.embedding, [d for d in (pairs, attributes) if d is not None])
     features = choose_features(options.features, embeddings)
     data = assemble(embeddings, features, pairs=pairs, attributes=attributes)
+    data = replace(data, view=with_attributes(data.view, options.use))
     description = _describe(options, head, embeddings, features, pairs, attributes)
     jobs: list[tuple[int, str | None]] = [(seed, None) for seed in range(options.seeds)]
     if options.control:
@@ -130,6 +134,22 @@ def choose_features(asked: str | None, embeddings: Embeddings) -> list[str]:
             f"embedding {spec.fingerprint} has no feature {unknown[0]!r}; it has {', '.join(spec.features)}"
         )
     return names
+
+
+def with_attributes(view: TrainingView, names: Sequence[str]) -> TrainingView:
+    """The view with these attributes alone, in this order; all of them when there are no names.
+
+    Raises: ValueError that lists the attributes there are.
+    """
+    if not names:
+        return view
+    unknown = [name for name in names if name not in view.attribute_names]
+    if unknown:
+        raise ValueError(
+            f"no attribute {unknown[0]!r}; --use takes some of {', '.join(view.attribute_names) or 'none'}"
+        )
+    columns = [view.attribute_names.index(name) for name in names]
+    return replace(view, attributes=view.attributes[:, columns], attribute_names=tuple(names))
 
 
 def trained_prompts(store: Store, run: Mapping[str, Any]) -> set[str]:
@@ -176,6 +196,7 @@ def _describe(
         "pairs_hash": pairs.info["content_hash"] if pairs else None,
         "attributes_dataset": attributes.name if attributes else None,
         "attributes_hash": attributes.info["content_hash"] if attributes else None,
+        "attributes_used": list(options.use),
         "embedding": embeddings.spec.fingerprint,
         "features": list(features),
         "split": {

@@ -35,7 +35,7 @@ def prompts() -> dict[str, Prompt]:
     [
         (Constraint("at_most_words", 3), "Don't stop now.", "one two three four"),
         (Constraint("at_least_words", 3), "a-b c", "one two"),
-        (Constraint("sentences", 2), "Is it? Yes", "Well... 3!"),
+        (Constraint("sentences", 2), "Is it? Yes", "Well... no. 3!"),
         (Constraint("lines", 2), "a\n\nb", "a b"),
         (Constraint("line_words", 2), "1. the hive\n2. sweet honey", "1. hive\n2. sweet honey"),
         (Constraint("include", words=("sea",)), "The SEA.", "The season"),
@@ -201,7 +201,7 @@ def test_raw_samples_are_cut_and_cleaned() -> None:
     assert cut(" Yes.\n\nUser: And?") == "Yes."
     assert cut("- a\n- b\nUser: more") == "- a\n- b"
     raw = ["Fine.", "Fine. ", "", "what the hell", "ooooo no", "caf\u00e9", "word " * 60]
-    rows = [{"prompt": "p", "temperature": 0.7, "response": text} for text in raw]
+    rows: Rows = [{"prompt": "p", "temperature": 0.7, "response": text} for text in raw]
     assert clean_samples(rows) == {"p": [("Fine.", "gemma3-270m@0.7")]}
 
 

@@ -111,6 +111,12 @@ def test_attribute_heads_are_judged_on_attributes(run_cli: Callable[..., Any], s
     assert ("attribute:shout", "attribute_spearman") in found
 
 
+def test_use_chooses_attributes(run_cli: Callable[..., Any], store: Path) -> None:
+    runs = fit(run_cli, store, "ridge", "--use", "yes", "--no-control")
+    rows = evaluate(run_cli, store, runs[0]["run_id"], "--on", "attrs")
+    assert {row["scorer"] for row in rows if row["metric"] == "attribute_r2"} == {"attribute:yes"}
+
+
 def test_a_fit_is_done_once_unless_asked_again(run_cli: Callable[..., Any], store: Path) -> None:
     fit(run_cli, store, "linear", "--no-control", "-o", "l2", "3.0")
     assert fit(run_cli, store, "linear", "--no-control", "-o", "l2", "3.0")[0]["reused"] is True
@@ -175,6 +181,10 @@ ERRORS = {
     "needless attributes": (["fit", "--head", "bt", "--pairs", "pairs", "--attributes", "attrs"], "leave out"),
     "unknown dataset": (["fit", "--head", "bt", "--pairs", "nonesuch"], "it has attrs, pairs, pool"),
     "dataset without pairs": (["fit", "--head", "bt", "--pairs", "attrs"], "has no pairs"),
+    "unknown attribute": (
+        ["fit", "--head", "ridge", "--attributes", "attrs", "--use", "no"],
+        "takes some of shout, yes",
+    ),
     "unknown feature": (["fit", "--head", "bt", "--pairs", "pairs", "--features", "L9.last"], "L4.last, L4.mean"),
     "unknown run": (["evaluate", "nonesuch", "--on", "pairs"], "no run or group 'nonesuch'"),
     "refused sql": (["query", "COPY (SELECT 1) TO 'x.csv'"], "SELECT"),

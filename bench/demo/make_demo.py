@@ -94,7 +94,9 @@ def summary(pools: Sequence[tuple[Prompt, Sequence[Response]]]) -> Iterator[str]
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """JSON lines, gzipped without name or time so that equal rows give equal bytes."""
     text = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode(), compresslevel=9, mtime=0))
+    # Not gzip.compress: its header names the operating system up to Python 3.12 and not from 3.13 on.
+    with path.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=9, fileobj=raw, mtime=0) as file:
+        file.write(text.encode())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
