@@ -1,0 +1,51 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from heads.options import option_types
+from heads.registry import HEADS, head_options, make_head
+
+DOCS = Path(__file__).parent.parent / "docs" / "heads.md"
+
+
+def test_importing_the_room_is_light_and_its_registry_needs_no_lightgbm() -> None:
+    code = """
+import sys
+import heads
+assert "torch" not in sys.modules
+import heads.registry
+heavy = {"lightgbm", "sklearn", "transformers", "duckdb", "torch._dynamo"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_head_is_under_its_own_name_and_says_what_it_needs() -> None:
+    assert {name: head.name for name, head in HEADS.items()} == {name: name for name in HEADS}
+    assert {name: sorted(head.needs) for name, head in HEADS.items()} == {
+        "linear": ["pairs"],
+        "bt": ["pairs"],
+        "clf": ["pairs"],
+        "lgbm": ["pairs"],
+        "ridge": ["attributes"],
+        "smorm": ["attributes", "pairs"],
+    }
+
+
+def test_options_are_listed_with_their_defaults() -> None:
+    assert head_options("linear") == "l2=None, scaling='standard'"
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+def test_the_manual_gives_every_option_and_its_default(name: str) -> None:
+    section = re.search(
+        rf"^## {'bt' if name == 'clf' else name}\n(.*?)^## ", DOCS.read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert section is not None
+    documented = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", section[1], re.MULTILINE))
+    assert documented == {option: str(value) for option, value in make_head(name).get_params().items()}
+    assert list(documented) == list(option_types(HEADS[name]))
