@@ -55,7 +55,8 @@ VIEWS = ("responses", "pairs", "attributes", "gold", "runs", "metrics", "scores"
 _LEADERBOARD = """
 CREATE VIEW leaderboard AS
 WITH judged AS (
-    SELECT m.dataset, r.head, r."group", m.scorer, m.metric, r.control, m.value, m.low, m.high, m.n
+    SELECT m.dataset, r.head, array_to_string(r.features, '+') AS features, r."group",
+           m.scorer, m.metric, r.control, m.value, m.low, m.high, m.n
     FROM metrics m JOIN runs r USING (run_id)
     WHERE m.subset IS NULL AND m.metric IN ('pair_accuracy', 'pair_tie_share')
 ), length AS (
@@ -68,7 +69,7 @@ WITH judged AS (
     SELECT dataset, "group", scorer, avg(value) AS share FROM judged
     WHERE metric = 'pair_tie_share' AND control IS NULL GROUP BY ALL
 ), heads AS (
-    SELECT dataset, head, "group", scorer, avg(value) AS accuracy, avg(low) AS low, avg(high) AS high,
+    SELECT dataset, head, features, "group", scorer, avg(value) AS accuracy, avg(low) AS low, avg(high) AS high,
            min(n) AS n, count(*) AS seeds
     FROM judged WHERE metric = 'pair_accuracy' AND control IS NULL AND scorer <> 'length' GROUP BY ALL
 )
@@ -84,9 +85,10 @@ ORDER BY dataset, accuracy DESC NULLS LAST, "group", scorer
 def connect(store: Path) -> "DuckDBPyConnection":
     """Open an in-memory DuckDB with the store's views; it can read nothing else and write nowhere.
 
-    `leaderboard` has one row for each dataset, group of runs and scorer: `accuracy` is the mean pair accuracy over
-    seeds, `low` and `high` the means of the seeds' interval ends (conservative), `n` the fewest pairs a seed was
-    judged on, `length` and `shuffled` the accuracy of the length control and of the runs fitted on shuffled labels.
+    `leaderboard` has one row for each dataset, group of runs and scorer: `features` joins the head's features with
+    "+", `accuracy` is the mean pair accuracy over seeds, `low` and `high` the means of the seeds' interval ends
+    (conservative), `n` the fewest pairs a seed was judged on, `length` and `shuffled` the accuracy of the length
+    control and of the runs fitted on shuffled labels.
 
     Raises: ValueError if there is no such folder, or a run.json is damaged.
     """

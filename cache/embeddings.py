@@ -136,7 +136,7 @@ class Embeddings:
         return np.concatenate([read_scalar(path, name) for path in self._paths()])
 
     def list_view(self, feature: str) -> pa.Table:
-        """(response_id, feature as a fixed-size list) over all parts, for DuckDB; values are not copied."""
+        """(response_id, feature as a fixed-size list) over all parts, as Arrow and DuckDB read it."""
         return pa.concat_tables([list_view(path, self._checked(feature)) for path in self._paths()])
 
     def _paths(self) -> list[Path]:

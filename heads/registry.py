@@ -7,7 +7,7 @@ from heads.bt import BT
 from heads.clf import CLF
 from heads.lgbm import LGBM
 from heads.linear import Linear
-from heads.options import describe_options, parse_options
+from heads.options import parse_options
 from heads.protocol import Head
 from heads.ridge import Ridge
 from heads.saving import saved_name
@@ -41,8 +41,3 @@ def head_class(name: str) -> type[Head]:
     if name not in HEADS:
         raise ValueError(f"no head {name!r}; there are {', '.join(HEADS)}")
     return HEADS[name]
-
-
-def head_options(name: str) -> str:
-    """A head's options with their defaults, as one line."""
-    return describe_options(head_class(name))

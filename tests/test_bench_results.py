@@ -152,7 +152,7 @@ def test_an_empty_store_has_every_view_with_its_columns(tmp_path: Path) -> None:
         columns = run_query(connection, "SELECT * FROM leaderboard").column_names
         assert run_query(connection, "SELECT * FROM pairs").column_names[:2] == ["dataset", "pair_id"]
     assert columns == [
-        *["dataset", "head", "group", "scorer", "accuracy", "low", "high", "n", "seeds"],
+        *["dataset", "head", "features", "group", "scorer", "accuracy", "low", "high", "n", "seeds"],
         *["tie_share", "length", "shuffled"],
     ]
 
@@ -197,7 +197,7 @@ def test_the_leaderboard_averages_seeds_and_sets_controls_beside(store: Path) ->
     by_run = {(row["run_id"], row["scorer"]): row for row in metrics}
     seeds = [by_run[f"bt-1-s{seed}", "reward"] for seed in (0, 1)]
     bt = board["bt", "reward"]
-    assert bt["seeds"] == 2
+    assert (bt["seeds"], bt["features"]) == (2, "L2.last")
     for column, source in (("accuracy", "value"), ("low", "low"), ("high", "high")):
         assert bt[column] == pytest.approx((seeds[0][source] + seeds[1][source]) / 2)
     assert bt["shuffled"] == by_run["bt-1-shuffled", "reward"]["value"]
