@@ -26,7 +26,7 @@ from pipeline.render import Renderer, TokenRow, fit_length
 
 DEFAULT_MAX_LENGTH = 2048
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}  # larger batches fall out of a CPU's cache and are slower
-PART_ROWS = {"cpu": 512, "cuda": 8192}
+PART_ROWS = {"cpu": 128, "cuda": 8192}
 
 
 @dataclass(frozen=True)
