@@ -48,6 +48,7 @@ class BoardRow:
         accuracy: mean over seeds with its interval; n is the pairs judged.
         seeds: each seed's accuracy.
         tie_share: share of pairs with equal scores, NaN if not recorded.
+        length: accuracy of choosing the longer response on the same pairs, NaN if not recorded.
         shuffled: accuracy of the same head fitted on shuffled labels, NaN where there is no such run.
     """
 
@@ -55,16 +56,16 @@ class BoardRow:
     accuracy: Estimate
     seeds: tuple[float, ...]
     tie_share: float
+    length: float
     shuffled: float
 
 
 @dataclass(frozen=True)
 class Board:
-    """The leaderboard of one dataset, best first, with the length control (None where it was not judged)."""
+    """The leaderboard of one dataset, best first."""
 
     dataset: str
     rows: tuple[BoardRow, ...]
-    length: Estimate | None
     subsets: tuple[str, ...]
     by_subset: tuple[tuple[Name, tuple[float, ...]], ...]
 
@@ -184,7 +185,6 @@ def _boards(connection: "DuckDBPyConnection", names: Mapping[str, Name]) -> tupl
     seeds = defaultdict(list)
     for row in _rows(connection, _overall("pair_accuracy", "ORDER BY seed")):
         seeds[row["dataset"], row["group"], row["scorer"]].append(row["value"])
-    lengths = {row["dataset"]: _estimate(row) for row in _rows(connection, _LENGTH)}
     boards: dict[str, list[BoardRow]] = defaultdict(list)
     for row in _rows(connection, "SELECT * FROM leaderboard WHERE accuracy IS NOT NULL"):
         key = (row["dataset"], row["group"], row["scorer"])
@@ -194,13 +194,11 @@ def _boards(connection: "DuckDBPyConnection", names: Mapping[str, Name]) -> tupl
                 accuracy=_estimate({**row, "value": row["accuracy"]}),
                 seeds=tuple(seeds[key]),
                 tie_share=_number(row["tie_share"]),
+                length=_number(row["length"]),
                 shuffled=_number(row["shuffled"]),
             )
         )
-    return tuple(
-        Board(dataset, tuple(rows), lengths.get(dataset), *_subsets(connection, names, dataset))
-        for dataset, rows in boards.items()
-    )
+    return tuple(Board(dataset, tuple(rows), *_subsets(connection, names, dataset)) for dataset, rows in boards.items())
 
 
 def _subsets(
@@ -298,11 +296,6 @@ def _overall(metric: str, order: str) -> str:
 
 
 _MEANS = "avg(m.value) AS value, avg(m.low) AS low, avg(m.high) AS high, min(m.n) AS n"
-_LENGTH = f"""
-    SELECT m.dataset, {_MEANS} FROM metrics m JOIN runs r USING (run_id)
-    WHERE m.metric = 'pair_accuracy' AND m.subset IS NULL AND m.scorer = 'length' AND r.control IS NULL
-      AND m.value IS NOT NULL
-    GROUP BY ALL"""
 # The length control, the oracle and the random choice are the same for every run: one line for all groups.
 _CONTROL = "m.scorer IN ('length', 'oracle', 'random')"
 _SUBSETS = f"""

@@ -73,6 +73,9 @@ def _spec(spec: Row) -> list[object]:
         spec["overlong"],
         "--dtype",
         spec["compute_dtype"],
+        "--store-dtype",
+        spec["stored_dtype"],
+        "--share" if spec["attention"] == "shared-prefix" else "--no-share",
     ]
 
 
@@ -80,6 +83,7 @@ def _fit(group: Row, *, several: bool) -> list[object]:
     words: list[object] = ["fit", "--head", group["head"]]
     for option, value in (("pairs", group["pairs_dataset"]), ("attributes", group["attributes_dataset"])):
         words += [f"--{option}", value] if value else []
+    words += ["--use", ",".join(group["attributes_used"])] if group["attributes_used"] else []
     words += ["--features", "+".join(group["features"])] if group["features"] else []
     words += ["--embedding", group["embedding"]] if several else []
     words += ["--seeds", group["seeds"]]

@@ -71,6 +71,11 @@ class BoardView:
         return any(len(row.seeds) > 1 for row in self.board.rows)
 
     @property
+    def length(self) -> bool:
+        """Whether the length control was judged beside some head."""
+        return any(row.length == row.length for row in self.board.rows)
+
+    @property
     def shuffled(self) -> bool:
         """Whether some head has a run on shuffled labels."""
         return any(math.isfinite(row.shuffled) for row in self.board.rows)
@@ -131,12 +136,17 @@ def render(findings: Findings) -> str:
 
 def board_view(board: Board) -> BoardView:
     """Plots for a leaderboard's rows on one axis that holds chance and the controls."""
-    length = board.length.value if board.length else math.nan
     shown = [end for row in board.rows for end in (row.accuracy.value, row.accuracy.low, row.accuracy.high, *row.seeds)]
-    axis = Axis.over([CHANCE, length, *shown, *(row.shuffled for row in board.rows)])
-    lines = [("chance", CHANCE), ("length", length)]
+    axis = Axis.over([CHANCE, *shown, *(control for row in board.rows for control in (row.length, row.shuffled))])
     plots = [
-        interval_row(axis, row.accuracy, seeds=row.seeds, references=lines, shuffled=row.shuffled) for row in board.rows
+        interval_row(
+            axis,
+            row.accuracy,
+            seeds=row.seeds,
+            references=[("chance", CHANCE), ("length", row.length)],
+            shuffled=row.shuffled,
+        )
+        for row in board.rows
     ]
     origin = Origin.of((row.name for row in board.rows), board.dataset)
     said = tuple(remarks(board, origin))
@@ -160,8 +170,8 @@ def remarks(board: Board, origin: Origin) -> list[str]:
         said.append(
             f"Rows rest on {count(fewest)} to {count(most)} pairs: each leaves out the prompts it was fitted on."
         )
-    if board.length and board.length.value >= accuracy.value:
-        said.append(f"Response length alone does at least as well ({percent(board.length.value)} %).")
+    if best.length >= accuracy.value:
+        said.append(f"Response length alone does at least as well ({percent(best.length)} %).")
     return said
 
 

@@ -36,6 +36,7 @@ RUNS = pa.schema(
         ("control", pa.string()),  # null, or "shuffled labels"
         ("pairs_dataset", pa.string()),
         ("attributes_dataset", pa.string()),
+        ("attributes_used", pa.list_(pa.string())),  # empty: all
         ("embedding", pa.string()),  # fingerprint
         ("features", pa.list_(pa.string())),
         ("created", pa.string()),

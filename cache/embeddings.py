@@ -80,12 +80,22 @@ class Embeddings:
                 ) from error
             yield
 
-    def append(self, ids: Sequence[str], vectors: Mapping[str, Vectors], scalars: Mapping[str, Scalars]) -> Part:
-        """Write one part and list it. See `cache.vectors.write_part` for the arrays."""
+    def append(
+        self,
+        ids: Sequence[str],
+        vectors: Mapping[str, Vectors],
+        scalars: Mapping[str, Scalars],
+        dropped: Mapping[str, str] | None = None,
+    ) -> Part:
+        """Write one part, and list it together with the responses that were dropped on the way, by reason.
+
+        See `cache.vectors.write_part` for the arrays.
+        """
         path = self.directory / f"part-{len(self.parts):05d}.parquet"
         write_part(path, ids, vectors, scalars)
         part = Part(path.name, len(ids), path.stat().st_size, sha256_of_file(path))
         self.parts.append(part)
+        self.dropped.update(dropped or {})
         self._write_manifest()
         self.__dict__.pop("_row_of", None)
         return part

@@ -6,12 +6,13 @@ from typing import Any, Self
 
 from cache.files import sha256_of_json
 
+NAMES = ("backbone", "template")  # for people: `weights` and `template_sha256` say what was run
 FORMAT = 1  # raise when the meaning of a stored vector changes
 
 
 @dataclass(frozen=True)
 class EmbeddingSpec:
-    """How a response became vectors; two equal specs give the same vectors within the compute dtype's rounding.
+    """How a response became vectors; equal fingerprints give the same vectors within the compute dtype's rounding.
 
     Attributes:
         backbone: the name the user gave: hub id, directory name or a built-in name. For people; `weights` identifies.
@@ -47,8 +48,8 @@ class EmbeddingSpec:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits: the name of this spec's folder in the store."""
-        return sha256_of_json(asdict(self))[:16]
+        """16 hex digits, the name of this spec's folder: a hash of every field but the names that people gave."""
+        return sha256_of_json({name: value for name, value in asdict(self).items() if name not in NAMES})[:16]
 
     @property
     def features(self) -> tuple[str, ...]:

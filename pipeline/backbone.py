@@ -11,12 +11,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache.files import sha256_of_file, sha256_of_json
+from cache.files import read_json, sha256_of_file, sha256_of_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GEMMA3_270M = "gemma3-270m"
+_INCIDENTAL = ("transformers_version", "_name_or_path")
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,17 @@ def load_backbone(name: str, *, revision: str | None, device: str, dtype: str) -
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     where = resolve(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
-        model = AutoModel.from_pretrained(where, revision=revision, dtype=getattr(torch, dtype))
+        commit = None if isinstance(where, Path) else hub_commit(where, revision)
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=commit)
+        model = AutoModel.from_pretrained(where, revision=commit, dtype=getattr(torch, dtype))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"backbone {name!r} could not be loaded ({_first_line(error)}); "
             f"give a hub id that this machine can reach, a directory in HF format, or {GEMMA3_270M}"
         ) from error
     model = model.to(device).eval().requires_grad_(False)
-    return Backbone(name, model, tokenizer, _weights(where, model), str(model.config._attn_implementation))
+    weights = f"revision:{commit}" if commit else f"sha256:{_directory_hash(Path(where))}"
+    return Backbone(name, model, tokenizer, weights, str(model.config._attn_implementation))
 
 
 def default_dtype(device: str) -> str:
@@ -119,6 +122,16 @@ def resolve(name: str) -> Path | str:
     if Path(name).exists() or name.startswith((".", "/", "~")):
         raise ValueError(f"backbone {name} is not a directory; give a directory in HF format or a hub id")
     return name
+
+
+def hub_commit(name: str, revision: str | None) -> str:
+    """The commit that a hub model's revision (branch, tag or commit; None: main) stands at, here or on the hub.
+
+    Raises: OSError if neither the hub nor its cache on this machine has it.
+    """
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
 
 
 def cache_directory() -> Path:
@@ -185,16 +198,12 @@ def _has_gguf_config() -> bool:
     return hasattr(transformers, "GgufConfig")
 
 
-def _weights(where: Path | str, model: "PreTrainedModel") -> str:
-    """A hub model is its commit; a directory is the hash of its config and weight files."""
-    if isinstance(where, str):
-        commit = getattr(model.config, "_commit_hash", None)
-        if commit is None:
-            raise ValueError(f"hub model {where} gives no commit hash; give --revision or a local directory")
-        return f"revision:{commit}"
-    files = sorted(path for path in where.iterdir() if path.suffix in {".safetensors", ".bin"})
-    hashes = {path.name: sha256_of_file(path) for path in [where / "config.json", *files]}
-    return f"sha256:{sha256_of_json(hashes)}"
+def _directory_hash(directory: Path) -> str:
+    """Hash of a directory's config and weight files; which transformers wrote the config does not matter."""
+    config = {key: value for key, value in read_json(directory / "config.json").items() if key not in _INCIDENTAL}
+    files = sorted(path for path in directory.iterdir() if path.suffix in {".safetensors", ".bin"})
+    hashes = {path.name: sha256_of_file(path) for path in files}
+    return sha256_of_json({"config.json": sha256_of_json(config), **hashes})
 
 
 def _first_line(error: Exception) -> str:

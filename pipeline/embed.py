@@ -25,6 +25,7 @@ from pipeline.readers import read_source
 from pipeline.render import Renderer, TokenRow, fit_length
 
 DEFAULT_MAX_LENGTH = 2048
+POOLINGS = ("last", "mean")
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}  # larger batches fall out of a CPU's cache and are slower
 PART_ROWS = {"cpu": 128, "cuda": 8192}
 
@@ -132,7 +133,8 @@ def embed(options: EmbedOptions) -> EmbedSummary:
     packed = options.share and supports_packing(backbone)
     spec = make_spec(options, backbone, renderer, packed=packed)
     for dataset in datasets:
-        store.write_dataset(dataset)
+        if dataset.name not in store.dataset_names() or store.dataset(dataset.name).info != dataset.info:
+            store.write_dataset(dataset)
     embeddings = store.create_embeddings(spec)
     with embeddings.locked():
         summary = _fill(options, datasets, backbone, renderer, Embeddings.open(embeddings.directory))
@@ -182,7 +184,7 @@ def make_spec(options: EmbedOptions, backbone: Backbone, renderer: Renderer, *, 
         max_length=_max_length(options.max_length, backbone),
         overlong=options.overlong,
         layers=parse_layers(options.layers, backbone.layer_count),
-        pool=tuple(dict.fromkeys(options.pool)),
+        pool=parse_pool(options.pool),
         compute_dtype=backbone.dtype,
         attention=ATTENTION if packed else backbone.attention,
         stored_dtype=options.store_dtype,
@@ -201,6 +203,14 @@ def parse_layers(layers: Sequence[str], count: int) -> tuple[int, ...]:
         else:
             numbers.add(round(int(digits) / 100 * count) if text.endswith("%") else int(digits))
     return tuple(sorted(numbers))
+
+
+def parse_pool(names: Sequence[str]) -> tuple[str, ...]:
+    """Poolings without repeats, in the order given."""
+    unknown = [name for name in names if name not in POOLINGS]
+    if unknown or not names:
+        raise ValueError(f"pooling {(unknown or [''])[0]!r} is not one of {', '.join(POOLINGS)}; give one or both")
+    return tuple(dict.fromkeys(names))
 
 
 def pending_responses(datasets: Sequence[Dataset], known: Embeddings) -> tuple[list[Pending], int]:
@@ -279,14 +289,19 @@ def _embed_window(
             )
         else:
             dropped[pending.response_id] = f"{len(row)} tokens"
-    embeddings.drop(dropped)
-    summary.dropped += len(dropped)
     if kept:
-        _write_window(kept, extractor, embeddings, summary)
+        _write_window(kept, dropped, extractor, embeddings, summary)
+    else:
+        embeddings.drop(dropped)
+    summary.dropped += len(dropped)
 
 
 def _write_window(
-    kept: Sequence[tuple[Pending, TokenRow, int]], extractor: Extractor, embeddings: Embeddings, summary: EmbedSummary
+    kept: Sequence[tuple[Pending, TokenRow, int]],
+    dropped: Mapping[str, str],
+    extractor: Extractor,
+    embeddings: Embeddings,
+    summary: EmbedSummary,
 ) -> None:
     rows = [row for _, row, _ in kept]
     ids = [pending.response_id for pending, _, _ in kept]
@@ -297,7 +312,8 @@ def _write_window(
     vectors, scales = stored(features, embeddings.spec, extractor.backbone.layer_count, ids)
     tokens = np.array([len(row) for row in rows], dtype=np.int32)
     response_tokens = np.array([len(row) - row.response_start for row in rows], dtype=np.int32)
-    embeddings.append(ids, vectors, {"tokens": tokens, "response_tokens": response_tokens, "cut_tokens": cut, **scales})
+    scalars = {"tokens": tokens, "response_tokens": response_tokens, "cut_tokens": cut, **scales}
+    embeddings.append(ids, vectors, scalars, dropped)
     summary.embedded += len(rows)
     summary.cut += int((cut > 0).sum())
     summary.tokens += int(tokens.sum())
@@ -306,6 +322,8 @@ def _write_window(
 
 def _load(options: EmbedOptions) -> Backbone:
     device = options.device or default_device()
+    if device == "cuda" and default_device() != "cuda":
+        raise ValueError("--device cuda: torch sees no GPU here; leave the option out, or install torch with CUDA")
     dtype = options.dtype or default_dtype(device)
     say(f"loading {options.backbone} on {device} in {dtype}")
     return load_backbone(options.backbone, revision=options.backbone_revision, device=device, dtype=dtype)

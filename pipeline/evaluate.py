@@ -1,5 +1,6 @@
 """The judging stage: each run's scores on prompts it was not fitted on, with intervals and controls beside."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,23 +50,26 @@ class Held:
 def evaluate(options: EvaluateOptions) -> pa.Table:
     """Judge runs on datasets; keep scores and metrics with each run.
 
+    A run that was named must be judged; of all runs, those that cannot be are left out, and it is said why.
+
     Returns: the metric rows that were made (bench.judge.METRICS).
     Raises: ValueError if a run, dataset or vector is missing, or no prompt of a dataset is new to a run.
     """
     store = Store(options.store)
-    names = [run for name in options.runs for run in store.matching_runs(name)] or store.run_names()
-    if not names:
+    named = [run for name in options.runs for run in store.matching_runs(name)]
+    runs = [store.run(run_id) for run_id in dict.fromkeys(named or store.run_names())]
+    if not runs:
         raise ValueError(f"no runs in {store.root}; fit one with `pipeline fit --head linear --pairs DATASET`")
     tables = []
     for dataset in [store.dataset(name) for name in options.on]:
-        prepared: dict[tuple[str, ...], Held] = {}
-        for run_id in dict.fromkeys(names):
-            run = store.run(run_id)
-            key = (run["embedding"], *run["features"], str(run["split"]), *map(str, _trained_on(run)))
-            if key not in prepared:
-                prepared[key] = _held_out(store, run, dataset)
-            tables.append(_judge_run(store, run, prepared[key]))
-        say(f"{dataset.name}: {len(dict.fromkeys(names))} runs judged")
+        held, refused = _prepare(store, runs, dataset)
+        if refused and (named or not held):
+            raise ValueError(next(iter(refused.values())))
+        judged = [run for run in runs if _rows_key(run) in held]
+        tables += [_judge_run(store, run, held[_rows_key(run)]) for run in judged]
+        say(f"{dataset.name}: {len(judged)} runs judged" + (f", {len(runs) - len(judged)} left out" if refused else ""))
+        for reason in refused.values():
+            say(f"  left out: {reason}")
     return pa.concat_tables(tables)
 
 
@@ -105,8 +109,24 @@ def summary(metrics: pa.Table) -> pa.Table:
     return pa.Table.from_pylist([row for row in rows if row["at"] in (None, longest)], schema=metrics.schema)
 
 
-def _trained_on(run: dict[str, Any]) -> tuple[str | None, str | None]:
-    return run["pairs_dataset"], run["attributes_dataset"]
+def _rows_key(run: Mapping[str, Any]) -> str:
+    """Runs of one key are judged on the same rows of a dataset, and read the same features."""
+    names = ("embedding", "features", "split", "pairs_dataset", "pairs_hash", "attributes_dataset", "attributes_hash")
+    return str([run[name] for name in names])
+
+
+def _prepare(store: Store, runs: Sequence[dict[str, Any]], dataset: Dataset) -> tuple[dict[str, Held], dict[str, str]]:
+    """The rows for each `_rows_key`, or why its runs cannot be judged on this dataset."""
+    held: dict[str, Held] = {}
+    refused: dict[str, str] = {}
+    for run in runs:
+        key = _rows_key(run)
+        if key not in held and key not in refused:
+            try:
+                held[key] = _held_out(store, run, dataset)
+            except ValueError as error:
+                refused[key] = str(error)
+    return held, refused
 
 
 def _held_out(store: Store, run: dict[str, Any], dataset: Dataset) -> Held:

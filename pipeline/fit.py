@@ -153,11 +153,24 @@ def with_attributes(view: TrainingView, names: Sequence[str]) -> TrainingView:
 
 
 def trained_prompts(store: Store, run: Mapping[str, Any]) -> set[str]:
-    """Prompts that a run was fitted on or stopped by: no score on them is honest."""
-    names = {run["pairs_dataset"], run["attributes_dataset"]} - {None}
-    prompts = sorted({p for name in names for p in store.dataset(name)["responses"]["prompt_id"].to_pylist()})
+    """Prompts that a run was fitted on or stopped by: no score on them is honest.
+
+    Raises: ValueError if a dataset is gone, or has been replaced since: its old prompts are not known any more.
+    """
+    datasets = [_as_fitted(store, run, kind) for kind in ("pairs", "attributes") if run[f"{kind}_dataset"]]
+    prompts = sorted({prompt for dataset in datasets for prompt in dataset["responses"]["prompt_id"].to_pylist()})
     held_out = is_test(prompts, share=run["split"]["test_share"], seed=run["split"]["seed"])
     return {prompt for prompt, out in zip(prompts, held_out, strict=True) if not out}
+
+
+def _as_fitted(store: Store, run: Mapping[str, Any], kind: str) -> Dataset:
+    dataset = store.dataset(run[f"{kind}_dataset"])
+    if dataset.info["content_hash"] != run[f"{kind}_hash"]:
+        raise ValueError(
+            f"dataset {dataset.name!r} was replaced after run {run['run_id']} was fitted on it, so which prompts that "
+            "run has seen is not known; fit the head again"
+        )
+    return dataset
 
 
 def _datasets(options: FitOptions, store: Store) -> tuple[Dataset | None, Dataset | None]:

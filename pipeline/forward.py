@@ -39,7 +39,6 @@ class Extractor:
         layers: hidden layers to keep; the last one is the normed final state.
         pool: "last" and/or "mean".
         token_budget: tokens in one pack or padded batch.
-        packed: whether to share prompts in packs; only where `supports_packing`.
         packed: whether to share prompts in packs; only for backbones that `supports_packing`.
     """
 
@@ -141,6 +140,8 @@ def supports_packing(backbone: Backbone) -> bool:
     expected, _ = plain.run(rows, [0] * len(rows))
     try:
         found, _ = replace(plain, token_budget=1 << 20, packed=True).run(rows, [0] * len(rows))
+    except torch.OutOfMemoryError:  # a RuntimeError too, but no word about the architecture
+        raise
     except (TypeError, ValueError, RuntimeError):
         return False
     worst = max(relative_difference(found[name], expected[name]) for name in expected)

@@ -216,6 +216,39 @@ def test_a_run_is_not_judged_on_vectors_of_another_spec(
     assert "plain template" in result.stderr
 
 
+def test_a_run_whose_data_was_replaced_is_not_judged(
+    run_cli: Callable[..., Any], store: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    from pipeline.embed import EmbedOptions, embed
+
+    def replaced(count: int) -> None:
+        rows = [
+            {"prompt": f"why {number}", "chosen": f"yes {number}", "rejected": f"no {number}"}
+            for number in range(count)
+        ]
+        source = write_jsonl(tmp_path / "moving.jsonl", rows)
+        embed(EmbedOptions((str(source),), own, str(tiny_backbone), template="plain", device="cpu", refresh=True))
+
+    def fitted() -> dict[str, Any]:
+        arguments = ["--head", "linear", "--pairs", "moving", "--no-control", "--store", own, "--json"]
+        (row,) = json.loads(run_cli("fit", *arguments).stdout)
+        return dict(row)
+
+    own = tmp_path / "own"
+    replaced(40)
+    old = fitted()
+    replaced(40)  # by the same
+    assert fitted()["reused"] is True
+    replaced(30)
+    result = run_cli("evaluate", old["run_id"], "--on", "moving", "--store", own)
+    assert result.exit_code == 1
+    assert "'moving' was replaced after run" in result.stderr
+    new = fitted()
+    everything = run_cli("evaluate", "--on", "moving", "--store", own, "--json")
+    assert {row["run_id"] for row in json.loads(everything.stdout)} == {new["run_id"]}
+    assert "1 runs judged, 1 left out" in everything.stderr
+
+
 @pytest.mark.parametrize("command", ["", "embed", "fit", "evaluate", "query", "report", "ls"])
 def test_help_answers_without_heavy_imports(command: str) -> None:
     import subprocess
