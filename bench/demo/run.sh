@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")/../.."
 PIPELINE_STORE=${PIPELINE_STORE:-store}
-PROMPTS=${PROMPTS:-110} # of 330: about four minutes of embedding on two cores; PROMPTS=330 takes all
+PROMPTS=${PROMPTS:-330} # all of them; fewer is quicker
 export PIPELINE_STORE
 
 show() { printf '\n$ %s\n' "$*"; "$@"; }
