@@ -226,6 +226,93 @@ def ls_(as_json: bool, store: Path) -> None:
             click.echo()
 
 
+@main.command()
+@click.argument("embeddings", nargs=-1, metavar="[EMBEDDING]...")
+@click.option("--rows", type=click.IntRange(0), default=8, show_default=True, help="Rows to embed again; 0: none.")
+@click.option("--backbone", help="Where the backbone is now (default: the name in the spec).")
+@click.option("--backbone-revision", help="Commit, tag or branch of a hub backbone (default: the commit in the spec).")
+@click.option("--template", help="Chat template, where its file is not at the path in the spec.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Compute in (default: the spec's).")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: the GPU if there is one.")
+@click.option("--seed", type=click.IntRange(0), help="Draws the rows (default: others each time; the seed is shown).")
+@json_option
+@store_option
+@one_sentence_errors
+def verify(as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Check the store: files against their checksums, ids against texts, vectors against the backbone.
+
+    EMBEDDING is a fingerprint or its beginning; none means all. Says what changed when the backbone, tokenizer or
+    template is not what it was, field by field; else embeds random rows again, one at a time. Exit code 1 if
+    anything is wrong.
+    """
+    from pipeline.verify import VerifyOptions, verify
+
+    findings = verify(VerifyOptions(**options))
+    if as_json:
+        _print_rows([vars(finding) for finding in findings], as_json)
+    else:
+        click.echo("\n".join(map(str, findings)))
+    if any(finding.status == "WRONG" for finding in findings):
+        sys.exit(1)
+
+
+@main.group()
+def bench() -> None:
+    """Measure how fast a stage is on this machine, beside how others do the same work."""
+
+
+@bench.command("embed")
+@click.argument("source", metavar="SOURCE")
+@click.option("--backbone", required=True, help="Hub id, directory in HF format, or gemma3-270m (extra: demo).")
+@click.option("--backbone-revision", help="Commit, tag or branch of a hub backbone.")
+@click.option("--format", "format_", help="Force a format; see embed.")
+@click.option("--template", help="Chat template: model, plain, gemma, chatml, llama3 or a Jinja file.")
+@click.option("--prompts", type=click.IntRange(1), default=75, show_default=True, help="Take the first N prompts.")
+@click.option(
+    "--max-length",
+    type=int,
+    default=512,
+    show_default=True,
+    help="Every variant cuts here, on the left; (a) pads to it.",
+)
+@click.option(
+    "--rounds", type=click.IntRange(1), default=3, show_default=True, help="Slices on which variants take turns."
+)
+@click.option("--only", default="a,b,c,d", show_default=True, help="Variants to run, joined by commas.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: the GPU if there is one.")
+@click.option(
+    "--dtype",
+    "dtypes",
+    type=click.Choice(["float32", "bfloat16"]),
+    multiple=True,
+    help="What (d) computes in; give it twice for both (default: as embed).",
+)
+@click.option(
+    "--plain-dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True, help="(b)'s."
+)
+@click.option("--threads", type=click.IntRange(1), help="Threads of torch.")
+@click.option("--token-budget", type=click.IntRange(1), help="Tokens in a pack of (d) (default: as embed).")
+@click.option("--peak-tflops", type=click.FloatRange(0, min_open=True), help="The device's peak, for MFU.")
+@json_option
+@one_sentence_errors
+def bench_embed(as_json: bool, only: str, format_: str | None, **options: Any) -> None:  # noqa: ANN401
+    """Embed SOURCE as published, in a plain loop, with sentence-transformers and as embed does, and compare.
+
+    \b
+    (a) the published procedure: float32, every text padded to --max-length, all layers, batch 50
+    (b) a plain loop: batches of 32 padded to their longest text
+    (c) sentence-transformers' encode(), for a backbone in its format
+    (d) pipeline embed after reading and loading: tokenise, run, write
+    """  # noqa: D301
+    import json
+
+    from pipeline.bench_embed import BenchEmbedOptions, bench_embed
+    from pipeline.bench_report import as_dict, as_text
+
+    found = bench_embed(BenchEmbedOptions(only=tuple(only.split(",")), format=format_, **options))
+    click.echo(json.dumps(as_dict(found), indent=2, ensure_ascii=False) if as_json else as_text(found), nl=as_json)
+
+
 def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     import json
 

@@ -6,23 +6,24 @@ the uninterrupted run would have made, and its vectors are the same to the bit.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
 
 from cache.embeddings import Embeddings
 from cache.records import Dataset
 from cache.spec import EmbeddingSpec
 from cache.store import Store
 from pipeline.backbone import Backbone, default_device, default_dtype, load_backbone
-from pipeline.forward import Extractor, stored, supports_packing
+from pipeline.budget import TokenBudget
+from pipeline.decoder import Decoder
+from pipeline.forward import Extractor, choose_path
 from pipeline.packing import ATTENTION
 from pipeline.preflight import preflight, probe
 from pipeline.progress import Progress, clock, say
 from pipeline.readers import read_source
-from pipeline.render import Renderer, TokenRow, fit_length
+from pipeline.render import Renderer
+from pipeline.windows import Pending, characters, fill, pending_responses
 
 DEFAULT_MAX_LENGTH = 2048
 POOLINGS = ("last", "mean")
@@ -112,15 +113,6 @@ class EmbedSummary:
     probes: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Pending:
-    """A response that has no vector yet."""
-
-    response_id: str
-    prompt: str
-    response: str
-
-
 def embed(options: EmbedOptions) -> EmbedSummary:
     """Run the stage. Nothing is written before all sources are read and the backbone is loaded.
 
@@ -130,14 +122,16 @@ def embed(options: EmbedOptions) -> EmbedSummary:
     datasets = read_datasets(options, store)
     backbone = _load(options)
     renderer = Renderer.of(backbone.tokenizer, options.template)
-    packed = options.share and supports_packing(backbone)
+    packed, decoder = choose_path(backbone, share=options.share)
     spec = make_spec(options, backbone, renderer, packed=packed)
     for dataset in datasets:
         if dataset.name not in store.dataset_names() or store.dataset(dataset.name).info != dataset.info:
             store.write_dataset(dataset)
     embeddings = store.create_embeddings(spec)
     with embeddings.locked():
-        summary = _fill(options, datasets, backbone, renderer, Embeddings.open(embeddings.directory))
+        opened = Embeddings.open(embeddings.directory)  # as it is now that nobody else writes
+        extractor = make_extractor(options, backbone, spec, decoder)
+        summary = _fill(options, datasets, extractor, renderer, opened)
     for dataset in datasets:
         result = probe(dataset, Embeddings.open(embeddings.directory))
         if result is not None:
@@ -213,40 +207,26 @@ def parse_pool(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def pending_responses(datasets: Sequence[Dataset], known: Embeddings) -> tuple[list[Pending], int]:
-    """Responses without a vector, prompt by prompt in order of first appearance, and how many have one already."""
-    groups: dict[str, dict[str, Pending]] = {}
-    seen: set[str] = set()
-    reused: set[str] = set()
-    for dataset in datasets:
-        columns = dataset["responses"].select(["response_id", "prompt_id", "prompt", "response"]).to_pydict()
-        for key, prompt_key, prompt, response in zip(*columns.values(), strict=True):
-            if key in known:
-                reused.add(key)
-            elif key not in known.dropped and key not in seen:
-                seen.add(key)
-                groups.setdefault(prompt_key, {})[key] = Pending(key, prompt, response)
-    return [row for group in groups.values() for row in group.values()], len(reused)
-
-
-def windows(rows: Sequence[Pending], size: int) -> Iterator[Sequence[Pending]]:
-    """Cut rows into windows of at least `size`, never inside a prompt's responses."""
-    start = 0
-    for end in range(1, len(rows) + 1):
-        whole = end == len(rows) or rows[end].prompt != rows[end - 1].prompt
-        if end == len(rows) or (whole and end - start >= size):
-            yield rows[start:end]
-            start = end
+def make_extractor(
+    options: EmbedOptions, backbone: Backbone, spec: EmbeddingSpec, decoder: Decoder | None
+) -> Extractor:
+    """What runs the backbone for this spec, with the device's token budget."""
+    device = backbone.model.device.type
+    adapts = device == "cuda" and options.token_budget is None
+    budget = TokenBudget(options.token_budget or TOKEN_BUDGET[device], grows=adapts)
+    packed = spec.attention == ATTENTION
+    return Extractor(backbone, spec.layers, spec.pool, budget, packed=packed, decoder=decoder)
 
 
 def _fill(
-    options: EmbedOptions, datasets: Sequence[Dataset], backbone: Backbone, renderer: Renderer, embeddings: Embeddings
+    options: EmbedOptions,
+    datasets: Sequence[Dataset],
+    extractor: Extractor,
+    renderer: Renderer,
+    embeddings: Embeddings,
 ) -> EmbedSummary:
     """Embed what is missing and say what was done."""
-    device = backbone.model.device.type
     spec = embeddings.spec
-    budget = options.token_budget or TOKEN_BUDGET[device]
-    extractor = Extractor(backbone, spec.layers, spec.pool, budget, packed=spec.attention == ATTENTION)
     todo, reused = pending_responses(datasets, embeddings)
     summary = EmbedSummary(spec.fingerprint, tuple(dataset.name for dataset in datasets), reused=reused)
     say(f"embedding {spec.fingerprint}: {len(todo):,} responses to run, {reused:,} in the store already")
@@ -254,70 +234,29 @@ def _fill(
         return summary
     _show_first_row(renderer, todo[0])
     say(preflight(extractor, renderer, todo, spec))
-    progress = Progress("tokens", total=sum(_work(row) for row in todo))
+    progress = Progress("tokens", total=sum(map(characters, todo)))
     started = time.monotonic()
-    for window in windows(todo, options.part_rows or PART_ROWS[device]):
-        _embed_window(window, extractor, renderer, embeddings, summary)
-        progress.advance(sum(_work(row) for row in window), summary.tokens - progress.counted)
+    for done in fill(
+        todo, options.part_rows or PART_ROWS[extractor.backbone.model.device.type], extractor, renderer, embeddings
+    ):
+        for name in ("embedded", "tokens", "computed", "cut", "dropped"):
+            setattr(summary, name, getattr(summary, name) + getattr(done, name))
+        progress.advance(done.work, done.tokens)
     progress.close()
     summary.seconds = time.monotonic() - started
-    rate, share = summary.tokens / summary.seconds, summary.computed / summary.tokens
-    say(
-        f"{summary.embedded:,} responses, {summary.tokens:,} tokens in {clock(summary.seconds)} "
-        f"({rate:,.0f} tokens/s; {share:.0%} of the tokens were run)"
-    )
-    if summary.cut or summary.dropped:
-        say(f"longer than {spec.max_length} tokens: {summary.cut:,} cut ({spec.overlong}), {summary.dropped:,} dropped")
+    _say_done(summary, spec)
     return summary
 
 
-def _embed_window(
-    window: Sequence[Pending], extractor: Extractor, renderer: Renderer, embeddings: Embeddings, summary: EmbedSummary
-) -> None:
-    spec = embeddings.spec
-    whole = renderer.encode([(row.prompt, row.response) for row in window])
-    kept: list[tuple[Pending, TokenRow, int]] = []
-    dropped: dict[str, str] = {}
-    for pending, row in zip(window, whole, strict=True):
-        fitted = fit_length(row, max_length=spec.max_length, overlong=spec.overlong, bos=spec.bos == "one")
-        if fitted is not None:
-            kept.append((pending, fitted, len(row) - len(fitted)))
-        elif spec.overlong == "error":
-            raise ValueError(
-                f"response {pending.response_id} has {len(row)} tokens, more than --max-length {spec.max_length}; "
-                "raise it, or choose --overlong left, right or drop"
-            )
-        else:
-            dropped[pending.response_id] = f"{len(row)} tokens"
-    if kept:
-        _write_window(kept, dropped, extractor, embeddings, summary)
-    else:
-        embeddings.drop(dropped)
-    summary.dropped += len(dropped)
-
-
-def _write_window(
-    kept: Sequence[tuple[Pending, TokenRow, int]],
-    dropped: Mapping[str, str],
-    extractor: Extractor,
-    embeddings: Embeddings,
-    summary: EmbedSummary,
-) -> None:
-    rows = [row for _, row, _ in kept]
-    ids = [pending.response_id for pending, _, _ in kept]
-    cut = np.array([count for _, _, count in kept], dtype=np.int32)
-    # A row cut on the left no longer begins as its prompt's other rows do.
-    groups = [pending.response_id if lost else pending.prompt for pending, _, lost in kept]
-    features, computed = extractor.run(rows, groups)
-    vectors, scales = stored(features, embeddings.spec, extractor.backbone.layer_count, ids)
-    tokens = np.array([len(row) for row in rows], dtype=np.int32)
-    response_tokens = np.array([len(row) - row.response_start for row in rows], dtype=np.int32)
-    scalars = {"tokens": tokens, "response_tokens": response_tokens, "cut_tokens": cut, **scales}
-    embeddings.append(ids, vectors, scalars, dropped)
-    summary.embedded += len(rows)
-    summary.cut += int((cut > 0).sum())
-    summary.tokens += int(tokens.sum())
-    summary.computed += computed
+def _say_done(summary: EmbedSummary, spec: EmbeddingSpec) -> None:
+    if summary.tokens:
+        rate, share = summary.tokens / summary.seconds, summary.computed / summary.tokens
+        say(
+            f"{summary.embedded:,} responses, {summary.tokens:,} tokens in {clock(summary.seconds)} "
+            f"({rate:,.0f} tokens/s; {share:.0%} of the tokens were run)"
+        )
+    if summary.cut or summary.dropped:
+        say(f"longer than {spec.max_length} tokens: {summary.cut:,} cut ({spec.overlong}), {summary.dropped:,} dropped")
 
 
 def _load(options: EmbedOptions) -> Backbone:
@@ -375,8 +314,3 @@ def _show_first_row(renderer: Renderer, row: Pending) -> None:
 
 def _ends(text: str, longest: int = 300) -> str:
     return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
-
-
-def _work(row: Pending) -> int:
-    """Characters stand for tokens until a row is tokenised."""
-    return len(row.prompt) + len(row.response)

@@ -5,7 +5,7 @@ Two ways give the same vectors. *Packed*: rows without padding, each prompt's to
 is pooled at the row's rightmost token, known from its length, so that padding side and pad == eos do not matter.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ from transformers import AttentionInterface
 from cache.spec import EmbeddingSpec, feature_name
 from cache.vectors import RMS, Scalars, Vectors
 from pipeline.backbone import Backbone
+from pipeline.budget import TokenBudget, memory_share
+from pipeline.decoder import Decoder
 from pipeline.packing import ATTENTION, Pack, Placed, attend_spans, make_packs
 from pipeline.render import TokenRow
 
@@ -38,15 +40,17 @@ class Extractor:
         backbone: the loaded model.
         layers: hidden layers to keep; the last one is the normed final state.
         pool: "last" and/or "mean".
-        token_budget: tokens in one pack or padded batch.
+        token_budget: tokens in one pack or padded batch; a TokenBudget adapts itself to the device's memory.
         packed: whether to share prompts in packs; only for backbones that `supports_packing`.
+        decoder: our own loop over the layers, for packs; None leaves it to transformers.
     """
 
     backbone: Backbone
     layers: tuple[int, ...]
     pool: tuple[str, ...]
-    token_budget: int
+    token_budget: int | TokenBudget
     packed: bool = False
+    decoder: Decoder | None = None
 
     def run(self, rows: Sequence[TokenRow], groups: Sequence[Hashable]) -> tuple[Features, int]:
         """Features of n rows, in the rows' order, and the number of tokens that were computed.
@@ -61,8 +65,8 @@ class Extractor:
         computed = 0
         AttentionInterface.register(ATTENTION, attend_spans)
         self.backbone.model.set_attn_implementation(ATTENTION if self.packed else self.backbone.attention)
-        parts = self._packed(rows, groups) if self.packed else self._padded(rows)
-        for numbers, vectors, tokens in parts:
+        budget = TokenBudget(self.token_budget) if isinstance(self.token_budget, int) else self.token_budget
+        for numbers, vectors, tokens in self._parts(rows, groups, budget):
             computed += tokens
             for name, matrix in vectors.items():
                 if name not in gathered:
@@ -70,35 +74,68 @@ class Extractor:
                 gathered[name][numbers] = matrix.cpu().numpy()
         return gathered, computed
 
-    def _packed(
-        self, rows: Sequence[TokenRow], groups: Sequence[Hashable]
+    def _parts(
+        self, rows: Sequence[TokenRow], groups: Sequence[Hashable], budget: TokenBudget
     ) -> Iterator[tuple[list[int], dict[str, Tensor], int]]:
-        for pack in make_packs(rows, groups, self.token_budget):
+        """(row numbers, their features, tokens run), part by part; what was run stays when memory ends."""
+        left = list(range(len(rows)))
+        while left:
+            part, keys = [rows[number] for number in left], [groups[number] for number in left]
+            done: set[int] = set()
+            try:
+                for numbers, vectors, tokens in (
+                    self._packed(part, keys, budget) if self.packed else self._padded(part, budget)
+                ):
+                    yield [left[number] for number in numbers], vectors, tokens
+                    done.update(numbers)
+                    budget.grow(memory_share(self.backbone.model.device))
+            except torch.OutOfMemoryError:
+                budget.shrink()
+            left = [number for position, number in enumerate(left) if position not in done]
+
+    def _packed(
+        self, rows: Sequence[TokenRow], groups: Sequence[Hashable], budget: TokenBudget
+    ) -> Iterator[tuple[list[int], dict[str, Tensor], int]]:
+        for pack in make_packs(rows, groups, budget.tokens):
             starts = {placed.row: rows[placed.row].response_start for placed in pack.placed}
             yield [placed.row for placed in pack.placed], self._forward_pack(pack, starts), len(pack.ids)
 
-    def _padded(self, rows: Sequence[TokenRow]) -> Iterator[tuple[list[int], dict[str, Tensor], int]]:
-        for batch in batches([len(row) for row in rows], self.token_budget):
+    def _padded(
+        self, rows: Sequence[TokenRow], budget: TokenBudget
+    ) -> Iterator[tuple[list[int], dict[str, Tensor], int]]:
+        for batch in batches([len(row) for row in rows], budget.tokens):
             chosen = [rows[number] for number in batch]
             yield batch.tolist(), self._forward_batch(chosen), len(batch) * max(len(row) for row in chosen)
 
     @torch.inference_mode()
     def _forward_pack(self, pack: Pack, starts: dict[int, int]) -> dict[str, Tensor]:
+        read = {pool: [tokens_read(placed, starts[placed.row], pool) for placed in pack.placed] for pool in self.pool}
+        features = {}
+        for layer, states in self._pack_states(pack, read):
+            for pool, rows in read.items():
+                pooled = [states[tokens].float().mean(dim=0) for tokens in rows]
+                features[feature_name(layer, pool)] = torch.stack(pooled)
+        return features
+
+    def _pack_states(self, pack: Pack, read: Mapping[str, Sequence[NDArray[np.int64]]]) -> Iterator[tuple[int, Tensor]]:
+        """(layer, states (tokens, d)) for each layer that is kept."""
         device = self.backbone.model.device
+        ids = torch.from_numpy(pack.ids).long().to(device)
+        positions = torch.from_numpy(pack.positions).to(device)
+        if self.decoder is not None:
+            needed = np.unique(np.concatenate([tokens for rows in read.values() for tokens in rows]))
+            wanted = torch.from_numpy(needed).to(device)
+            yield from self.decoder.states(ids, positions, pack.spans, self.layers, wanted)
+            return
         output = self.backbone.model(
-            input_ids=torch.from_numpy(pack.ids).long()[None].to(device),
-            position_ids=torch.from_numpy(pack.positions)[None].to(device),
+            input_ids=ids[None],
+            position_ids=positions[None],
             output_hidden_states=self.layers != (self.backbone.layer_count,),
             use_cache=False,
             spans=pack.spans,
         )
-        features = {}
         for layer in self.layers:
-            states = self._states(output, layer)[0]
-            for pool in self.pool:
-                pooled = [_pool_placed(states, placed, starts[placed.row], pool) for placed in pack.placed]
-                features[feature_name(layer, pool)] = torch.stack(pooled)
-        return features
+            yield layer, self._states(output, layer)[0]
 
     @torch.inference_mode()
     def _forward_batch(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
@@ -128,6 +165,15 @@ class Extractor:
         return states
 
 
+def choose_path(backbone: Backbone, *, share: bool = True) -> tuple[bool, Decoder | None]:
+    """Whether to share prompts in packs, and by which loop: ours, or transformers' where ours does not know the parts.
+
+    Whatever is chosen gives the vectors of one row at a time within the dtype's tolerance: it has been tried.
+    """
+    decoder = make_decoder(backbone) if share else None
+    return share and (decoder is not None or supports_packing(backbone)), decoder
+
+
 def supports_packing(backbone: Backbone) -> bool:
     """Whether the backbone gives the same vectors packed as it gives one row at a time.
 
@@ -140,12 +186,25 @@ def supports_packing(backbone: Backbone) -> bool:
     expected, _ = plain.run(rows, [0] * len(rows))
     try:
         found, _ = replace(plain, token_budget=1 << 20, packed=True).run(rows, [0] * len(rows))
-    except torch.OutOfMemoryError:  # a RuntimeError too, but no word about the architecture
-        raise
     except (TypeError, ValueError, RuntimeError):
         return False
     worst = max(relative_difference(found[name], expected[name]) for name in expected)
     return worst <= TOLERANCE[backbone.dtype]
+
+
+def make_decoder(backbone: Backbone) -> Decoder | None:
+    """Our own loop for this backbone, where it gives the vectors that transformers gives, layer by layer; else None."""
+    rows = _made_up_rows(backbone)
+    layers = tuple(range(backbone.layer_count + 1))
+    plain = Extractor(backbone, layers, ("last", "mean"), token_budget=1)
+    expected, _ = plain.run(rows, [0] * len(rows))
+    try:
+        ours = replace(plain, token_budget=1 << 20, packed=True, decoder=Decoder(backbone.model))
+        found, _ = ours.run(rows, [0] * len(rows))
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return None
+    worst = max(relative_difference(found[name], expected[name]) for name in expected)
+    return ours.decoder if worst <= TOLERANCE[backbone.dtype] else None
 
 
 def relative_difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
@@ -213,16 +272,18 @@ def stored(
     return vectors, scalars
 
 
-def _pool_placed(states: Tensor, placed: Placed, response_start: int, pool: str) -> Tensor:
-    """One row's vector from its pack's (tokens, d) states; part of its response may lie in the shared tokens."""
+def tokens_read(placed: Placed, response_start: int, pool: str) -> NDArray[np.int64]:
+    """The tokens of a pack that a row's pooling averages; part of its response may lie in the shared tokens."""
     if pool == "last":
-        return states[placed.end - 1].float()
-    inside_prefix = states[
-        placed.prefix_start + min(response_start, placed.shared) : placed.prefix_start + placed.shared
-    ]
+        return np.array([placed.end - 1])
+    prefix_end = placed.prefix_start + placed.shared
     first = placed.start + max(response_start - placed.shared, 0)
-    own = states[min(first, placed.end - 1) : placed.end]
-    return torch.cat([inside_prefix, own]).float().mean(dim=0)
+    return np.concatenate(
+        [
+            np.arange(placed.prefix_start + min(response_start, placed.shared), prefix_end),
+            np.arange(min(first, placed.end - 1), placed.end),
+        ]
+    )
 
 
 def _made_up_rows(backbone: Backbone) -> list[TokenRow]:

@@ -14,7 +14,8 @@ from conftest import write_jsonl
 
 from cache.embeddings import Embeddings
 from cache.store import Store
-from pipeline.embed import EmbedOptions, Pending, embed, parse_layers, windows
+from pipeline.embed import EmbedOptions, embed, parse_layers
+from pipeline.windows import Pending, windows
 
 
 def options(preferences: Path, backbone: Path, store: Path, **changes: Any) -> EmbedOptions:  # noqa: ANN401

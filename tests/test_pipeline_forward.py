@@ -10,10 +10,12 @@ from test_cache_embeddings import SPEC
 
 from cache.spec import EmbeddingSpec
 from pipeline.backbone import Backbone, load_backbone
+from pipeline.budget import TokenBudget
 from pipeline.forward import (
     TOLERANCE,
     Extractor,
     batches,
+    make_decoder,
     pool_states,
     relative_difference,
     stored,
@@ -150,7 +152,10 @@ def architecture(name: str, vocabulary: int) -> Any:  # noqa: ANN401
     mlp = {**common, "intermediate_size": 32, "num_key_value_heads": 1, "head_dim": 8, "initializer_range": 0.3}
     configs = {
         "llama": lambda: transformers.LlamaConfig(**mlp),
+        "qwen2": lambda: transformers.Qwen2Config(**{k: v for k, v in mlp.items() if k != "head_dim"}),
         "qwen3": lambda: transformers.Qwen3Config(**mlp),
+        "granite": lambda: transformers.GraniteConfig(**mlp, residual_multiplier=0.5),
+        "gemma3": lambda: transformers.Gemma3TextConfig(**mlp, sliding_window=8),
         "mistral": lambda: transformers.MistralConfig(**mlp, sliding_window=8),
         "gpt2": lambda: transformers.GPT2Config(vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=2),
         "gemma2": lambda: transformers.Gemma2Config(**mlp, attn_logit_softcapping=0.5),
@@ -162,22 +167,47 @@ def architecture(name: str, vocabulary: int) -> Any:  # noqa: ANN401
 
 
 @pytest.mark.parametrize(
-    ("name", "packs"),
+    ("name", "packs", "loops"),
     [
-        ("llama", True),
-        ("qwen3", True),
-        ("mistral", True),
-        ("gpt2", True),
-        ("gemma2", False),  # soft-capped scores
-        ("mamba", False),  # no attention at all
-        ("bert", False),  # attends both ways
+        ("llama", True, True),
+        ("qwen2", True, True),  # biased queries, keys and values
+        ("qwen3", True, True),  # normed queries and keys
+        ("mistral", True, True),  # a sliding window in every layer
+        ("gemma3", True, True),  # norms on both sides, windows in some layers
+        ("granite", True, False),  # factors that our loop knows nothing of
+        ("gpt2", True, False),  # other parts
+        ("gemma2", False, False),  # soft-capped scores
+        ("mamba", False, False),  # no attention at all
+        ("bert", False, False),  # attends both ways
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_architectures_pack_only_where_it_gives_the_same_vectors(tiny_tokenizer: Any, name: str, packs: bool) -> None:  # noqa: ANN401
+def test_architectures_take_only_the_paths_that_give_the_same_vectors(
+    tiny_tokenizer: Any,  # noqa: ANN401
+    name: str,
+    packs: bool,
+    loops: bool,
+) -> None:
     model = architecture(name, len(tiny_tokenizer))
     backbone = Backbone(name, model, tiny_tokenizer, "w", str(model.config._attn_implementation))
     assert supports_packing(backbone) is packs
+    assert (make_decoder(backbone) is not None) is loops
+    assert supports_packing(backbone) is packs  # whose weights our loop has fused by now
+
+
+@pytest.mark.parametrize("layers", [(0,), (0, 1), (2,), (1, 3), (4,), (0, 2, 4)])
+@pytest.mark.parametrize("pool", [("last",), ("mean",), ("last", "mean")])
+def test_our_loop_gives_transformers_states_at_any_depth(
+    backbone: Backbone, rows: tuple[list[TokenRow], list[str]], layers: tuple[int, ...], pool: tuple[str, ...]
+) -> None:
+    decoder = make_decoder(backbone)
+    assert decoder is not None
+    expected, _ = Extractor(backbone, layers, pool, 1).run(*rows)
+    found, computed = Extractor(backbone, layers, pool, 150, packed=True, decoder=decoder).run(*rows)
+    assert computed < sum(len(tokens) for tokens in rows[0])
+    assert list(found) == list(expected)
+    for name in expected:
+        assert relative_difference(found[name], expected[name]) < FLOAT32, name
 
 
 def spec_of(stored_dtype: str) -> EmbeddingSpec:
@@ -203,3 +233,47 @@ def test_what_float16_cannot_hold_stops_with_the_row() -> None:
 def test_what_is_not_finite_stops_with_the_row() -> None:
     with pytest.raises(ValueError, match="of response a is not finite"):
         stored({"L4.last": np.array([[np.nan], [1.0]], dtype=np.float32)}, spec_of("float32"), 4, ["a", "b"])
+
+
+def test_running_out_of_memory_halves_the_budget_and_loses_no_row(
+    backbone: Backbone, rows: tuple[list[TokenRow], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+
+    def short_of_memory(self: Extractor, pack: Any, starts: dict[int, int]) -> dict[str, torch.Tensor]:  # noqa: ANN401
+        if len(pack.ids) > 100:
+            raise torch.OutOfMemoryError
+        ran.extend(placed.row for placed in pack.placed)
+        return forward(self, pack, starts)
+
+    forward = Extractor._forward_pack
+    expected = extract(backbone, rows, token_budget=1)
+    monkeypatch.setattr(Extractor, "_forward_pack", short_of_memory)
+    budget = TokenBudget(400, grows=True)
+    found = extract(backbone, rows, token_budget=budget, packed=True)
+    assert (budget.tokens, budget.grows) == (100, False)
+    assert len(ran) == len(rows[0])  # what had been run was not run again
+    for name in expected:
+        assert relative_difference(found[name], expected[name]) < FLOAT32
+
+
+def test_a_row_that_does_not_fit_at_all_is_one_sentence(
+    backbone: Backbone, rows: tuple[list[TokenRow], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Extractor, "_forward_batch", out_of_memory)
+    with pytest.raises(ValueError, match="one row does not fit into the device's memory; lower --max-length"):
+        extract(backbone, rows)
+
+
+def test_a_budget_grows_only_where_it_may_and_there_is_room() -> None:
+    free, given = TokenBudget(1000, grows=True, most=1500), TokenBudget(1000)
+    for budget in (free, given):
+        budget.grow(used=0.6)
+    assert (free.tokens, given.tokens) == (1000, 1000)
+    for _ in range(3):
+        free.grow(used=0.3)
+        given.grow(used=0.3)
+    assert (free.tokens, given.tokens) == (1500, 1000)
