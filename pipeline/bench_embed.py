@@ -6,7 +6,7 @@ memory, tokenising included. Ours renders and writes to disk besides, as it alwa
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import machine, published
-from pipeline.backbone import Backbone, default_device, default_dtype, load_backbone
+from pipeline.backbone import Backbone, default_device, default_dtype, load_backbone, resolve
 from pipeline.bench_texts import Ours, Texts, make_texts
 from pipeline.embed import TOKEN_BUDGET, EmbedOptions, make_extractor, make_spec
 from pipeline.forward import choose_path, relative_difference
@@ -174,7 +174,9 @@ def bench_embed(options: BenchEmbedOptions) -> Bench:
     slices = texts.slices(options.rounds)
     notes: list[str] = []
     ours = _ours(options, device, texts) if "d" in options.only else {}
-    variants = [*_baselines(options, backbone, texts, notes), *(_our_variant(*named) for named in ours.items())]
+    baselines = _baselines(options, backbone, texts, notes)
+    encoded = next((variant.reference for variant in baselines if variant.name == "c"), None)
+    variants = [*baselines, *(_our_variant(name, run, encoded) for name, run in ours.items())]
     if not variants:
         raise ValueError(f"--only {','.join(options.only)} leaves nothing to run: {'; '.join(notes)}")
     _note_tokens(backbone, texts, notes)
@@ -252,13 +254,12 @@ def _baselines(options: BenchEmbedOptions, backbone: Backbone, texts: Texts, not
         found.append(_published_variant(options, backbone, texts))
     if "b" in options.only:
         found.append(_plain_variant(options, backbone, texts))
-    if "c" in options.only and not published.is_sentence_encoder(options.backbone):
-        notes.append("(c) left out: the backbone is not a directory in sentence-transformers' format")
+    if "c" in options.only and backbone.sentence is None:
+        notes.append("(c) left out: the backbone is not in sentence-transformers' format")
     elif "c" in options.only and find_spec("sentence_transformers") is None:
         notes.append("(c) left out: sentence-transformers is not installed")
     elif "c" in options.only:
         found.append(_encoder_variant(options, backbone, texts))
-        notes.append("(c) pools as the encoder does, the others take the last token: not the same vectors")
     return found
 
 
@@ -293,7 +294,8 @@ def _plain_variant(options: BenchEmbedOptions, backbone: Backbone, texts: Texts)
 
 
 def _encoder_variant(options: BenchEmbedOptions, backbone: Backbone, texts: Texts) -> Variant:
-    encoder = published.load_sentence_encoder(options.backbone, backbone.model.device.type, options.max_length)
+    where = str(resolve(options.backbone))
+    encoder = published.load_sentence_encoder(where, backbone.model.device.type, options.max_length)
 
     def run(numbers: Sequence[int]) -> Embedded:
         return published.sentence_transformer(encoder, [texts.texts[number] for number in numbers])
@@ -311,21 +313,18 @@ def _ours(options: BenchEmbedOptions, device: str, texts: Texts) -> dict[str, Ou
     for dtype in dict.fromkeys(options.dtypes or (default_dtype(device),)):
         backbone = _load(options, device, dtype)
         packed, decoder = choose_path(backbone)
-        asked = EmbedOptions(
-            (),
-            Path(),
-            options.backbone,
-            max_length=options.max_length,
-            store_dtype="float32",
-            token_budget=options.token_budget,
-        )
+        asked = EmbedOptions((), Path(), options.backbone, max_length=options.max_length, store_dtype="float32")
+        asked = replace(asked, token_budget=options.token_budget)
         spec = make_spec(asked, backbone, texts.renderer, packed=packed)
         found[f"d {dtype}"] = Ours(texts, make_extractor(asked, backbone, spec, decoder), spec)
     return found
 
 
-def _our_variant(name: str, ours: Ours) -> Variant:
+def _our_variant(name: str, ours: Ours, encoded: Run | None) -> Variant:
+    """(d); a sentence encoder's vectors are compared with (c)'s one at a time, `encoded`, where (c) is run."""
     backbone = ours.extractor.backbone
+    pooling = "the encoder's own" if backbone.sentence else "last token"
+    reference = encoded or ours.alone if backbone.sentence else None
 
     def alone(numbers: Sequence[int]) -> Embedded:
         return Embedded(published.one_at_a_time(backbone, [ours.texts.rows[number] for number in numbers]), None, 0)
@@ -334,7 +333,7 @@ def _our_variant(name: str, ours: Ours) -> Variant:
     loop = "transformers' layers" if ours.extractor.decoder is None else "own layer loop"
     what = f"pipeline embed: {backbone.dtype}, {'prompts shared in packs' if shares else 'padded batches'}, {loop}"
     also = {} if backbone.dtype == "float32" else {f"{backbone.dtype} one at a time, not shared": alone}
-    return Variant(name, what, "last token", machine.weight_bytes(backbone.model), ours.run, also, shares=shares)
+    return Variant(name, what, pooling, machine.weight_bytes(backbone.model), ours.run, also, reference, shares)
 
 
 def _equality(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -92,6 +92,13 @@ class Ours:
             vectors = written.gather([row.response_id for row in todo], [self.spec.features[-1]])
         return Embedded(vectors, None, tokens_run)
 
+    def alone(self, numbers: Sequence[int]) -> Embedded:
+        """The same rows one at a time, without sharing."""
+        rows = [self.texts.rows[number] for number in numbers]
+        single = replace(self.extractor, token_budget=1, packed=False)
+        found, tokens_run = single.run(rows, range(len(rows)))
+        return Embedded(found[self.spec.features[-1]], None, tokens_run)
+
     def positions(self, numbers: Sequence[int]) -> list[NDArray[np.int64]]:
         """Position of every token that `run` computes in its conversation, pack by pack."""
         found: list[NDArray[np.int64]] = []
@@ -157,7 +164,7 @@ def trie_tokens(rows: Sequence[NDArray[np.int32]]) -> int:
 
 
 def _fit(row: TokenRow, renderer: Renderer, max_length: int) -> TokenRow:
-    fitted = fit_length(row, max_length=max_length, overlong="left", bos=renderer.bos == "one")
+    fitted = fit_length(row, max_length=max_length, overlong="left", bos=renderer.bos != "none")
     assert fitted is not None, "a cut on the left drops no row"
     return fitted
 

@@ -73,8 +73,11 @@ def main() -> None:
 @click.option("--prompts", type=click.IntRange(1), help="Keep only the first N prompts of each source.")
 @click.option("--layers", default="last", show_default=True, help="Hidden layers: numbers, per cent, last (60%,last).")
 @click.option(
-    "--pool", default="last", show_default=True, help="last (rightmost token), mean (response tokens), or both."
+    "--pool",
+    help="last (the last token), mean (response tokens), suffix, sentence (an encoder's own), joined by commas.  "
+    "[default: last; sentence for sentence encoders; suffix with --suffix]",
 )
+@click.option("--suffix", default="", help="Text after every response; --pool suffix takes the state at its end.")
 @click.option("--template", help="Chat template: model, plain, gemma, chatml, llama3 or a Jinja file.")
 @click.option("--max-length", type=int, help="Longest row in tokens (default: 2048, or the model's limit).")
 @click.option(
@@ -93,7 +96,7 @@ def main() -> None:
 @click.option("--refresh", is_flag=True, help="Replace a dataset of the same name and other content.")
 @store_option
 @one_sentence_errors
-def embed(layers: str, pool: str, format_: str | None, sources: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401
+def embed(layers: str, pool: str | None, format_: str | None, sources: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401
     """Run the frozen backbone over every response of SOURCE... once.
 
     SOURCE is a file (JSONL, JSON, CSV, Parquet; .gz), a hub dataset id, or a dataset in the store. Formats are
@@ -103,7 +106,11 @@ def embed(layers: str, pool: str, format_: str | None, sources: tuple[str, ...],
 
     embed(
         EmbedOptions(
-            sources=sources, layers=tuple(layers.split(",")), pool=tuple(pool.split(",")), format=format_, **options
+            sources=sources,
+            layers=tuple(layers.split(",")),
+            pool=None if pool is None else tuple(pool.split(",")),
+            format=format_,
+            **options,
         )
     )
 

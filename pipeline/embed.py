@@ -26,7 +26,7 @@ from pipeline.render import Renderer
 from pipeline.windows import Pending, characters, fill, pending_responses
 
 DEFAULT_MAX_LENGTH = 2048
-POOLINGS = ("last", "mean")
+POOLINGS = ("last", "mean", "suffix", "sentence")
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}  # larger batches fall out of a CPU's cache and are slower
 PART_ROWS = {"cpu": 128, "cuda": 8192}
 
@@ -47,7 +47,8 @@ class EmbedOptions:
         revision: revision of a hub dataset.
         prompts: keep the first so many prompts of each source.
         layers: hidden layers: numbers, per cent of the depth, or "last".
-        pool: "last" and/or "mean".
+        pool: "last", "mean", "suffix", "sentence"; None takes what `choose_pool` says.
+        suffix: text after every conversation.
         template: chat template: "model", a named one, or a Jinja file; None takes the model's own.
         max_length: longest row in tokens; None takes 2,048 or the model's limit.
         overlong: what happens to longer rows: "left", "right", "drop" or "error".
@@ -71,7 +72,8 @@ class EmbedOptions:
     revision: str | None = None
     prompts: int | None = None
     layers: tuple[str, ...] = ("last",)
-    pool: tuple[str, ...] = ("last",)
+    pool: tuple[str, ...] | None = None
+    suffix: str = ""
     template: str | None = None
     max_length: int | None = None
     overlong: str = "left"
@@ -121,7 +123,7 @@ def embed(options: EmbedOptions) -> EmbedSummary:
     store = Store(options.store)
     datasets = read_datasets(options, store)
     backbone = _load(options)
-    renderer = Renderer.of(backbone.tokenizer, options.template)
+    renderer = Renderer.of(backbone.tokenizer, options.template, options.suffix)
     packed, decoder = choose_path(backbone, share=options.share)
     spec = make_spec(options, backbone, renderer, packed=packed)
     for dataset in datasets:
@@ -178,10 +180,11 @@ def make_spec(options: EmbedOptions, backbone: Backbone, renderer: Renderer, *, 
         max_length=_max_length(options.max_length, backbone),
         overlong=options.overlong,
         layers=parse_layers(options.layers, backbone.layer_count),
-        pool=parse_pool(options.pool),
+        pool=choose_pool(options.pool, options.suffix, backbone),
         compute_dtype=backbone.dtype,
         attention=ATTENTION if packed else backbone.attention,
         stored_dtype=options.store_dtype,
+        suffix=options.suffix,
     )
 
 
@@ -199,12 +202,21 @@ def parse_layers(layers: Sequence[str], count: int) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
-def parse_pool(names: Sequence[str]) -> tuple[str, ...]:
-    """Poolings without repeats, in the order given."""
-    unknown = [name for name in names if name not in POOLINGS]
-    if unknown or not names:
-        raise ValueError(f"pooling {(unknown or [''])[0]!r} is not one of {', '.join(POOLINGS)}; give one or both")
-    return tuple(dict.fromkeys(names))
+def choose_pool(asked: Sequence[str] | None, suffix: str, backbone: Backbone) -> tuple[str, ...]:
+    """The poolings asked for, without repeats; else at the suffix, a sentence encoder's own, or the last token.
+
+    Raises: ValueError for an unknown one, or one that this backbone or these options cannot give.
+    """
+    if asked is None:
+        return ("suffix",) if suffix else ("sentence",) if backbone.sentence else ("last",)
+    unknown = [name for name in asked if name not in POOLINGS]
+    if unknown or not asked:
+        raise ValueError(f"pooling {(unknown or [''])[0]!r} is not one of {', '.join(POOLINGS)}; give one or more")
+    if ("suffix" in asked) != bool(suffix):
+        raise ValueError("--pool suffix and --suffix TEXT go together; give both or neither")
+    if "sentence" in asked and backbone.sentence is None:
+        raise ValueError(f"{backbone.name} is not in sentence-transformers' format; pool it by last or mean")
+    return tuple(dict.fromkeys(asked))
 
 
 def make_extractor(
@@ -274,7 +286,8 @@ def _max_length(asked: int | None, backbone: Backbone) -> int:
         raise ValueError(
             f"--max-length {asked} is outside 2 to {limit}, what {backbone.name} can hold; give one inside"
         )
-    return asked or min(DEFAULT_MAX_LENGTH, limit)
+    own = backbone.sentence.max_length if backbone.sentence else None
+    return asked or min(own or DEFAULT_MAX_LENGTH, limit)
 
 
 def _check_name(dataset: Dataset, store: Store, *, refresh: bool, others: Sequence[str]) -> None:

@@ -97,8 +97,7 @@ class Extractor:
         self, rows: Sequence[TokenRow], groups: Sequence[Hashable], budget: TokenBudget
     ) -> Iterator[tuple[list[int], dict[str, Tensor], int]]:
         for pack in make_packs(rows, groups, budget.tokens):
-            starts = {placed.row: rows[placed.row].response_start for placed in pack.placed}
-            yield [placed.row for placed in pack.placed], self._forward_pack(pack, starts), len(pack.ids)
+            yield [placed.row for placed in pack.placed], self._forward_pack(pack, rows), len(pack.ids)
 
     def _padded(
         self, rows: Sequence[TokenRow], budget: TokenBudget
@@ -108,12 +107,12 @@ class Extractor:
             yield batch.tolist(), self._forward_batch(chosen), len(batch) * max(len(row) for row in chosen)
 
     @torch.inference_mode()
-    def _forward_pack(self, pack: Pack, starts: dict[int, int]) -> dict[str, Tensor]:
-        read = {pool: [tokens_read(placed, starts[placed.row], pool) for placed in pack.placed] for pool in self.pool}
+    def _forward_pack(self, pack: Pack, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
+        read = {pool: [in_pack(placed, rows[placed.row].pooled(pool)) for placed in pack.placed] for pool in self.pool}
         features = {}
         for layer, states in self._pack_states(pack, read):
-            for pool, rows in read.items():
-                pooled = [states[tokens].float().mean(dim=0) for tokens in rows]
+            for pool, tokens in read.items():
+                pooled = [states[at].float().mean(dim=0) for at in tokens]
                 features[feature_name(layer, pool)] = torch.stack(pooled)
         return features
 
@@ -148,13 +147,20 @@ class Extractor:
             output_hidden_states=self.layers != (self.backbone.layer_count,),
             use_cache=False,
         )
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        starts = torch.tensor([row.response_start for row in rows], device=device)
         return {
-            feature_name(layer, pool): pool_states(self._states(output, layer), lengths, starts, pool)
+            feature_name(layer, pool): self._pooled(self._states(output, layer), rows, pool)
             for layer in self.layers
             for pool in self.pool
         }
+
+    def _pooled(self, states: Tensor, rows: Sequence[TokenRow], pool: str) -> Tensor:
+        """(rows, d) from a padded batch's (rows, tokens, d)."""
+        if pool != "sentence":
+            return pool_states(states, [row.pooled(pool) for row in rows])
+        sentence = self.backbone.sentence
+        assert sentence is not None, "sentence pooling without a sentence encoder"
+        pooled = pool_states(states, [row.pooled(sentence.tokens) for row in rows])
+        return torch.nn.functional.normalize(pooled, dim=1) if sentence.normalized else pooled
 
     def _states(self, output: "BaseModelOutput", layer: int) -> Tensor:
         states = output.last_hidden_state if layer == self.backbone.layer_count else None
@@ -226,22 +232,21 @@ def batches(lengths: Sequence[int], token_budget: int) -> Iterator[NDArray[np.in
             start = end
 
 
-def pool_states(states: Tensor, lengths: Tensor, starts: Tensor, pool: str) -> Tensor:
-    """One vector per row from its token states.
+def pool_states(states: Tensor, tokens: Sequence[range]) -> Tensor:
+    """The mean state of each row's tokens.
 
     Args:
         states: (rows, tokens, d), right-padded.
-        lengths: attended tokens of each row; shape (rows,).
-        starts: first token of each row's response; shape (rows,).
-        pool: "last" for the state at the rightmost attended token, "mean" for the response tokens' mean (the last
-            token alone when a row has no response token).
+        tokens: which of each row's tokens to average; at least one.
 
     Returns: (rows, d), float32.
     """
-    if pool == "last":
-        return states[torch.arange(len(states), device=states.device), lengths - 1].float()
+    first = torch.tensor([one.start for one in tokens], device=states.device)
+    end = torch.tensor([one.stop for one in tokens], device=states.device)
+    if bool((end - first == 1).all()):
+        return states[torch.arange(len(states), device=states.device), first].float()
     positions = torch.arange(states.shape[1], device=states.device)
-    inside = (positions >= torch.minimum(starts, lengths - 1)[:, None]) & (positions < lengths[:, None])
+    inside = (positions >= first[:, None]) & (positions < end[:, None])
     weights = inside.float() / inside.sum(dim=1, keepdim=True)
     return torch.einsum("rt,rtd->rd", weights, states.float().masked_fill(~inside[:, :, None], 0.0))
 
@@ -272,18 +277,11 @@ def stored(
     return vectors, scalars
 
 
-def tokens_read(placed: Placed, response_start: int, pool: str) -> NDArray[np.int64]:
-    """The tokens of a pack that a row's pooling averages; part of its response may lie in the shared tokens."""
-    if pool == "last":
-        return np.array([placed.end - 1])
-    prefix_end = placed.prefix_start + placed.shared
-    first = placed.start + max(response_start - placed.shared, 0)
-    return np.concatenate(
-        [
-            np.arange(placed.prefix_start + min(response_start, placed.shared), prefix_end),
-            np.arange(min(first, placed.end - 1), placed.end),
-        ]
-    )
+def in_pack(placed: Placed, tokens: range) -> NDArray[np.int64]:
+    """Where a row's tokens lie in its pack: the first of them may be shared ones."""
+    positions = np.asarray(tokens)
+    own = placed.start + positions - placed.shared
+    return np.where(positions < placed.shared, placed.prefix_start + positions, own)
 
 
 def _made_up_rows(backbone: Backbone) -> list[TokenRow]:

@@ -59,7 +59,7 @@ def preflight(extractor: "Extractor", renderer: "Renderer", rows: Sequence[Row],
 
     sample = rows[:ROWS]
     encoded = renderer.encode([(row.prompt, row.response) for row in sample])
-    fitted = [fit_length(row, max_length=spec.max_length, overlong="left", bos=spec.bos == "one") for row in encoded]
+    fitted = [fit_length(row, max_length=spec.max_length, overlong="left", bos=spec.bos != "none") for row in encoded]
     tokens = [row for row in fitted if row is not None]
     batched, _ = extractor.run(tokens, [row.prompt for row in sample])
     singles, _ = replace(extractor, token_budget=1, packed=False).run(tokens, [row.prompt for row in sample])

@@ -174,11 +174,6 @@ def lowest_cosine(found: NDArray[np.float32], expected: NDArray[np.float32]) -> 
     return float(np.min(products / lengths))
 
 
-def is_sentence_encoder(name: str) -> bool:
-    """Whether a backbone is a directory in sentence-transformers' format."""
-    return (Path(name) / "modules.json").is_file()
-
-
 def different_tokens(
     tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], ids: Sequence[NDArray[np.int32]], *, max_length: int
 ) -> int:

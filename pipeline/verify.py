@@ -268,7 +268,7 @@ def _check_embedding(
 ) -> Iterator[Finding]:
     """The spec field by field, then random rows."""
     subject, spec = _subject(embeddings), embeddings.spec
-    renderer, no_template = _renderer(loaded, spec.template, options.template)
+    renderer, no_template = _renderer(loaded, spec, options.template)
     changed = list(_changes(subject, spec, spec_now(spec, loaded, renderer)))
     yield from changed
     if renderer is None and spec.template in ("model", *NAMED):
@@ -288,10 +288,10 @@ def _check_embedding(
             yield Finding(NOTE, subject, "not re-embedded: no dataset has its rows' texts")
 
 
-def _renderer(loaded: Loaded, recorded: str, given: str | None) -> tuple[Renderer | None, str]:
+def _renderer(loaded: Loaded, spec: EmbeddingSpec, given: str | None) -> tuple[Renderer | None, str]:
     """The renderer of the template given, else of the one recorded, or None and why that one is not to be had."""
     try:
-        return Renderer.of(loaded.backbone.tokenizer, given or recorded), ""
+        return Renderer.of(loaded.backbone.tokenizer, given or spec.template, spec.suffix), ""
     except ValueError as error:
         if given:
             raise
@@ -363,7 +363,7 @@ def _tokens(renderer: Renderer, embeddings: Embeddings, drawn: Drawn) -> list[To
     tokens, cut = (embeddings.scalar(name)[drawn.rows] for name in ("tokens", "cut_tokens"))
     rows = []
     for number, whole in enumerate(renderer.encode([(one.prompt, one.response) for one in drawn.texts])):
-        row = fit_length(whole, max_length=spec.max_length, overlong=spec.overlong, bos=spec.bos == "one")
+        row = fit_length(whole, max_length=spec.max_length, overlong=spec.overlong, bos=spec.bos != "none")
         if row is None or (len(row), len(whole) - len(row)) != (tokens[number], cut[number]):
             was = f"{tokens[number]} tokens of {tokens[number] + cut[number]}"
             now = "none" if row is None else str(len(row))

@@ -100,7 +100,7 @@ def fill(
             features, computed = extractor.run(window.rows, window.groups)
             vectors, scales = stored(features, spec, extractor.backbone.layer_count, window.ids)
             tokens = [len(row) for row in window.rows]
-            response_tokens = [len(row) - row.response_start for row in window.rows]
+            response_tokens = [max(0, len(row) - row.after - row.response_start) for row in window.rows]
             counted = {"tokens": tokens, "response_tokens": response_tokens, "cut_tokens": window.cut}
             scalars = {name: np.array(values, dtype=np.int32) for name, values in counted.items()} | scales
             if writing is not None:
@@ -121,7 +121,7 @@ def encode(window: Sequence[Pending], renderer: Renderer, spec: EmbeddingSpec) -
     found = Window(window, [], [], [], [], {})
     whole = renderer.encode([(row.prompt, row.response) for row in window])
     for pending, row in zip(window, whole, strict=True):
-        fitted = fit_length(row, max_length=spec.max_length, overlong=spec.overlong, bos=spec.bos == "one")
+        fitted = fit_length(row, max_length=spec.max_length, overlong=spec.overlong, bos=spec.bos != "none")
         if fitted is not None:
             lost = len(row) - len(fitted)
             found.ids.append(pending.response_id)

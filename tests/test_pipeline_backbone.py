@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 
 from cache.spec import EmbeddingSpec
 from cache.store import Store
-from pipeline.backbone import load_backbone
-from pipeline.embed import EmbedOptions, embed, parse_pool
+from pipeline.backbone import Sentence, load_backbone
+from pipeline.embed import EmbedOptions, choose_pool, embed
 
 COMMITS = ("a" * 40, "b" * 40)
 
@@ -86,10 +87,21 @@ def test_the_same_directory_by_another_path_is_the_same_embedding(
     assert summary.embedded == 0
 
 
-def test_poolings_are_last_and_mean() -> None:
-    assert parse_pool(["mean", "last", "mean"]) == ("mean", "last")
-    with pytest.raises(ValueError, match="pooling 'max' is not one of last, mean"):
-        parse_pool(["last", "max"])
+def test_poolings_are_those_that_the_backbone_and_the_options_can_give(tiny_backbone: Path) -> None:
+    decoder = load_backbone(str(tiny_backbone), revision=None, device="cpu", dtype="float32")
+    encoder = replace(decoder, sentence=Sentence("all", True, None))
+    assert choose_pool(["mean", "last", "mean"], "", decoder) == ("mean", "last")
+    assert choose_pool(None, "", decoder) == ("last",)
+    assert choose_pool(None, "", encoder) == ("sentence",)
+    assert choose_pool(None, "Good?", decoder) == ("suffix",)
+    for asked, suffix, what in [
+        (["last", "max"], "", "pooling 'max' is not one of last, mean, suffix, sentence"),
+        (["suffix"], "", "go together"),
+        (["last"], "Good?", "go together"),
+        (["sentence"], "", "not in sentence-transformers' format"),
+    ]:
+        with pytest.raises(ValueError, match=what):
+            choose_pool(asked, suffix, decoder)
 
 
 def test_a_gpu_that_is_not_there_is_one_sentence(

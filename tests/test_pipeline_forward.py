@@ -119,6 +119,27 @@ def test_one_response_that_is_the_beginning_of_another(backbone: Backbone) -> No
         assert relative_difference(found[name], expected[name]) < FLOAT32
 
 
+@pytest.mark.parametrize("way", ["padded", "packed", "own loop"])
+def test_a_suffix_is_pooled_at_its_end_and_changes_nothing_before_it(backbone: Backbone, way: str) -> None:
+    texts = [("why", "yes"), ("why", "yes yes"), ("why " * 30, "no no")]  # the first response begins the second
+    pairs = [(json.dumps([{"role": "user", "content": prompt}]), response) for prompt, response in texts]
+    plain = Renderer.of(backbone.tokenizer, "plain").encode(pairs)
+    with_suffix = Renderer.of(backbone.tokenizer, "plain", " Is the cat red?").encode(pairs)
+    tail = backbone.tokenizer(" Is the cat red?", add_special_tokens=False)["input_ids"]
+    assert [found.ids.tolist() for found in with_suffix] == [[*before.ids, *tail] for before in plain]
+    options: dict[str, Any] = {} if way == "padded" else {"packed": True}
+    if way == "own loop":
+        options["decoder"] = make_decoder(backbone)
+    groups = [prompt for prompt, _ in texts]
+    found, _ = Extractor(backbone, (2, 4), ("last", "mean", "suffix"), 512, **options).run(with_suffix, groups)
+    before, _ = Extractor(backbone, (2, 4), ("last", "mean"), 1).run(plain, groups)
+    after, _ = Extractor(backbone, (2, 4), ("last",), 1).run([replace(r, after=0) for r in with_suffix], groups)
+    for name, expected in before.items():
+        assert relative_difference(found[name], expected) < FLOAT32, name
+    for layer in (2, 4):
+        assert relative_difference(found[f"L{layer}.suffix"], after[f"L{layer}.last"]) < FLOAT32
+
+
 def test_packs_keep_to_the_budget_and_hold_every_row_once(rows: tuple[list[TokenRow], list[str]]) -> None:
     tokens, groups = rows
     packs = list(make_packs(tokens, groups, budget=150))
@@ -141,8 +162,8 @@ def test_batches_hold_every_row_once_within_the_budget() -> None:
 
 def test_mean_pooling_ignores_padding_even_when_it_is_not_a_number() -> None:
     states = torch.tensor([[[1.0], [2.0], [4.0], [float("nan")]]])
-    assert pool_states(states, torch.tensor([3]), torch.tensor([1]), "mean").item() == 3.0
-    assert pool_states(states, torch.tensor([3]), torch.tensor([3]), "mean").item() == 4.0  # no response token
+    assert pool_states(states, [row([7, 8, 9], 1).pooled("mean")]).item() == 3.0
+    assert pool_states(states, [row([7, 8, 9], 3).pooled("mean")]).item() == 4.0  # no response token
 
 
 def architecture(name: str, vocabulary: int) -> Any:  # noqa: ANN401

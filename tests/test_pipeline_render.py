@@ -126,3 +126,15 @@ def test_without_a_bos_the_left_cut_keeps_the_last_tokens() -> None:
 @pytest.mark.parametrize(("max_length", "overlong"), [(5, "drop"), (5, "error"), (4, "right")])
 def test_rows_that_cannot_be_kept_are_left_out(max_length: int, overlong: str) -> None:
     assert fit_length(ROW, max_length=max_length, overlong=overlong, bos=True) is None
+
+
+def test_what_comes_after_the_conversation_survives_a_cut() -> None:
+    row = TokenRow(np.array([2, 10, 11, 12, 20, 21, 90, 91], dtype=np.int32), response_start=4, after=2)
+    left = fit_length(row, max_length=6, overlong="left", bos=True)
+    right = fit_length(row, max_length=7, overlong="right", bos=True)
+    assert left is not None
+    assert right is not None
+    assert left.ids.tolist() == [2, 12, 20, 21, 90, 91]
+    assert right.ids.tolist() == [2, 10, 11, 12, 20, 90, 91]
+    assert [list(left.pooled(pool)) for pool in ("last", "mean", "suffix")] == [[3], [2, 3], [5]]
+    assert fit_length(row, max_length=3, overlong="left", bos=True) is None  # nothing of the conversation is left
