@@ -9,6 +9,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -105,7 +106,9 @@ def _shown_text(cell: Cell) -> str:
 
 
 def _plain(cell: Cell) -> Cell:
-    """NaN and infinities as null, also inside lists and structs; the rest as it is."""
+    """NaN and infinities as null, also inside lists and structs; DuckDB's decimals, such as sums, as numbers."""
+    if isinstance(cell, Decimal):
+        return int(cell) if cell == cell.to_integral_value() else float(cell)
     if isinstance(cell, float):
         return cell if math.isfinite(cell) else None
     if isinstance(cell, list):

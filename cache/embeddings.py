@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cache.files import read_json, sha256_of_file, write_json
+from cache.files import damaged, read_json, sha256_of_file, write_json
 from cache.spec import EmbeddingSpec
 from cache.vectors import Scalars, Vectors, list_view, map_vectors, read_ids, read_scalar, write_part
 
@@ -58,7 +58,10 @@ class Embeddings:
                 f"{directory} holds a spec with fingerprint {spec.fingerprint}; restore the folder's name or the spec"
             )
         manifest = read_json(directory / "manifest.json") if (directory / "manifest.json").is_file() else {}
-        parts = [Part(**part) for part in manifest.get("parts", [])]
+        try:
+            parts = [Part(**part) for part in manifest.get("parts", [])]
+        except TypeError as error:
+            raise damaged(directory / "manifest.json", error) from error
         return cls(directory, spec, parts, dict(manifest.get("dropped", {})))
 
     @classmethod

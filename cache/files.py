@@ -44,8 +44,15 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); remove it and run the stage that wrote it") from error
-    assert isinstance(content, dict), path
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object; remove it and run the stage that wrote it")
     return content
+
+
+def damaged(path: Path, error: Exception) -> ValueError:
+    """What to raise for a file of the store that lacks what was written into it."""
+    what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+    return ValueError(f"{path} is damaged ({what}); `pipeline verify` says what else is")
 
 
 def sha256_of_file(path: Path) -> str:

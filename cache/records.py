@@ -14,7 +14,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cache.files import read_json, sha256_of_json, write_json, write_table
+from cache.files import damaged, read_json, sha256_of_json, write_json, write_table
 
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant" | "tool", "content": text}
 
@@ -156,7 +156,11 @@ class Dataset:
     def read(cls, directory: Path) -> Self:
         """Read what `write` wrote."""
         info = read_json(directory / "dataset.json")
-        tables = {name: pq.read_table(directory / f"{name}.parquet") for name in info["counts"] if name in SCHEMAS}
+        try:
+            names = [name for name in info["counts"] if name in SCHEMAS and info["content_hash"]]
+            tables = {name: pq.read_table(directory / f"{name}.parquet") for name in names}
+        except (KeyError, OSError, pa.ArrowException) as error:
+            raise damaged(directory / "dataset.json", error) from error
         return cls(directory.name, tables, info)
 
     def write(self, directory: Path) -> None:

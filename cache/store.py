@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from cache.embeddings import Embeddings
-from cache.files import read_json
+from cache.files import damaged, read_json
 from cache.records import Dataset
 from cache.spec import EmbeddingSpec
+
+_RUN_FIELDS = ("run_id", "group", "head", "embedding", "features", "split", "pairs_dataset", "attributes_dataset")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,11 @@ class Store:
 
     def run(self, run_id: str) -> dict[str, Any]:
         """A run's run.json."""
-        return read_json(self.run_directory(run_id) / "run.json")
+        run = read_json(self.run_directory(run_id) / "run.json")
+        lacking = [name for name in _RUN_FIELDS if name not in run]
+        if lacking:
+            raise damaged(self.run_directory(run_id) / "run.json", KeyError(lacking[0]))
+        return run
 
     def run_directory(self, run_id: str) -> Path:
         """Where a run is, or is to be."""

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from hashlib import sha256
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 GEMMA3_270M = "gemma3-270m"
 MINILM = "all-minilm-l6-v2"
+HUB_TIMEOUT_SECONDS = 10
 _INCIDENTAL = ("transformers_version", "_name_or_path")
 
 
@@ -67,8 +69,16 @@ class Backbone:
 
     @property
     def max_length(self) -> int:
-        """Longest row the model's positions allow, in tokens."""
-        longest: int = getattr(self.model.config.get_text_config(), "max_position_embeddings", 2**20)
+        """Longest row the model's positions allow, in tokens.
+
+        With LongRoPE the rotary factors of every row depend on the longest one in the batch, so a row's vector would
+        depend on its neighbours; rows stay within the original length, where there is one set of factors.
+        """
+        config = self.model.config.get_text_config()
+        longest: int = getattr(config, "max_position_embeddings", 2**20)
+        rope = getattr(config, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "longrope":
+            return min(longest, int(rope.get("original_max_position_embeddings") or longest))
         return longest
 
     @property
@@ -92,6 +102,7 @@ def load_backbone(name: str, *, revision: str | None, device: str, dtype: str) -
     Raises: ValueError with what to do when it cannot be had.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
@@ -100,16 +111,32 @@ def load_backbone(name: str, *, revision: str | None, device: str, dtype: str) -
     try:
         commit = None if isinstance(where, Path) else hub_commit(where, revision)
         tokenizer = AutoTokenizer.from_pretrained(where, revision=commit)
-        model = AutoModel.from_pretrained(where, revision=commit, dtype=getattr(torch, dtype))
-    except (OSError, ValueError) as error:
+        model, found = AutoModel.from_pretrained(
+            where, revision=commit, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise ValueError(
             f"backbone {name!r} could not be loaded ({_first_line(error)}); "
             f"give a hub id that this machine can reach, a directory in HF format, or {GEMMA3_270M}"
         ) from error
+    _check_complete(name, tokenizer, found)
     model = model.to(device).eval().requires_grad_(False)
     weights = f"revision:{commit}" if commit else f"sha256:{_directory_hash(Path(where))}"
     attention = str(model.config._attn_implementation)
     return Backbone(name, model, tokenizer, weights, attention, sentence_pooling(where, commit))
+
+
+def _check_complete(name: str, tokenizer: "PreTrainedTokenizerBase", found: Mapping[str, Any]) -> None:
+    """Transformers draws missing weights at random, and makes up an empty tokenizer, and goes on."""
+    lacking = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in found.get(kind, ()))
+    lacking = [key for key in lacking if "pooler" not in key]  # a pooler is not run
+    if lacking:
+        raise ValueError(
+            f"backbone {name!r} has no fitting weights for {len(lacking)} of its tensors, first {lacking[0]}; "
+            "give a complete checkpoint whose tensors have the names that transformers gives them"
+        )
+    if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_ids)):
+        raise ValueError(f"backbone {name!r} has no tokenizer beside its weights; add tokenizer.json or its like")
 
 
 def default_dtype(device: str) -> str:
@@ -172,9 +199,16 @@ def hub_commit(name: str, revision: str | None) -> str:
 
     Raises: OSError if neither the hub nor its cache on this machine has it.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
 
-    return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
+    try:
+        return str(HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_SECONDS).sha)
+    except HfHubHTTPError as error:  # the hub answers that there is none
+        raise OSError(_first_line(error)) from error
+    except Exception:  # no hub to be reached; its client's errors differ between versions
+        held = hf_hub_download(name, "config.json", revision=revision, local_files_only=True)
+        return Path(held).parent.name
 
 
 def cache_directory() -> Path:

@@ -37,6 +37,9 @@ def one_sentence_errors(command: Callable[P, None]) -> Callable[P, None]:
             if os.environ.get("PIPELINE_TRACEBACK"):
                 raise
             raise click.ClickException(" ".join(str(error).split())) from error
+        except KeyboardInterrupt:
+            click.echo("Stopped; what was finished is in the store, and the same command goes on from there.", err=True)
+            sys.exit(130)
 
     return run
 
@@ -151,9 +154,8 @@ def fit(as_json: bool, use: str | None, **options: Any) -> None:  # noqa: ANN401
     """
     from pipeline.fit import FitOptions, fit
 
-    _print_rows(
-        [vars(summary) for summary in fit(FitOptions(use=tuple(use.split(",")) if use else (), **options))], as_json
-    )
+    used = tuple(map(str.strip, use.split(","))) if use else ()
+    _print_rows([vars(summary) for summary in fit(FitOptions(use=used, **options))], as_json)
 
 
 @main.command()

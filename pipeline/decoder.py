@@ -35,7 +35,9 @@ class Norm:
     @classmethod
     def of(cls, module: nn.Module) -> "Norm":
         """From any RMS norm, whatever it adds to its weight: what it makes of a row of ones."""
-        weight = next(module.parameters())
+        weight = next(module.parameters(), None)
+        if weight is None:
+            raise TypeError(f"{type(module).__name__} has no weight: not an RMS norm as we know it")
         eps = next((value for name in ("eps", "variance_epsilon") if (value := getattr(module, name, None))), 1e-6)
         return cls((module(torch.ones_like(weight)).float() * (1 + eps) ** 0.5), float(eps))
 

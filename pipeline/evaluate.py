@@ -105,8 +105,12 @@ def summary(metrics: pa.Table) -> pa.Table:
     """The rows to print: whole datasets, accuracies and correlations, and the end of each best-of-n curve."""
     shown = {"pair_accuracy", "attribute_spearman", "gold_spearman_within", "best_of_n"}
     rows = [row for row in metrics.to_pylist() if row["subset"] is None and row["metric"] in shown]
-    longest = max((row["at"] for row in rows if row["at"] is not None), default=None)
-    return pa.Table.from_pylist([row for row in rows if row["at"] in (None, longest)], schema=metrics.schema)
+    longest: dict[str, float] = {}
+    for row in rows:
+        if row["at"] is not None:
+            longest[row["dataset"]] = max(row["at"], longest.get(row["dataset"], 0))
+    shown_rows = [row for row in rows if row["at"] in (None, longest.get(row["dataset"]))]
+    return pa.Table.from_pylist(shown_rows, schema=metrics.schema)
 
 
 def _rows_key(run: Mapping[str, Any]) -> str:

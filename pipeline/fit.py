@@ -101,7 +101,35 @@ def fit(options: FitOptions) -> list[FitSummary]:
         f"{description['group']}: {len(data.view.pairs):,} pairs, {len(data.view.features):,} responses, "
         f"{'+'.join(features)} of {embeddings.spec.fingerprint}"
     )
+    _check_split(options, data)
     return [_fit_one(options, store, data, description, seed, control) for seed, control in jobs]
+
+
+def _check_split(options: FitOptions, data: Assembled) -> None:
+    """Refuse a split that leaves nothing to fit on, and say what leaves nothing to stop by or to learn."""
+    without = 0
+    for seed in range(options.seeds):
+        train, valid = split_view(data, options, seed)
+        rows = {"pairs": (len(train.pairs), len(data.view.pairs), len(valid.pairs))}
+        rows["attributes"] = (_annotated_rows(train), _annotated_rows(data.view), _annotated_rows(valid))
+        for kind in sorted(HEADS[options.head].needs):
+            fitted, all_, stopping = rows[kind]
+            if all_ and not fitted:
+                raise ValueError(
+                    f"the split by prompt leaves none of {all_:,} {kind} to fit on (seed {seed}: {stopping:,} for "
+                    "early stopping, the rest for judging); take more prompts, or lower --test-share or --valid-share"
+                )
+        without += any(not rows[kind][2] for kind in HEADS[options.head].needs)
+    if without:
+        say(f"note: {without} of {options.seeds} seeds have nothing for early stopping: too few prompts")
+    scores = split_view(data, options, 0)[0].attributes
+    for name, column in zip(data.view.attribute_names, scores.T, strict=True):
+        if len(set(column[np.isfinite(column)].tolist())) == 1:
+            say(f"note: attribute {name} has the same score everywhere: there is nothing in it to learn")
+
+
+def _annotated_rows(view: TrainingView) -> int:
+    return int(np.isfinite(view.attributes).any(axis=1).sum())
 
 
 def choose_embeddings(store: Store, fingerprint: str | None, datasets: Sequence[Dataset]) -> Embeddings:
@@ -129,6 +157,7 @@ def choose_features(asked: str | None, embeddings: Embeddings) -> list[str]:
         return [spec.features[-len(spec.pool)]]
     names = asked.split("+")
     unknown = [name for name in names if name not in spec.features]
+    _refuse_repeats("--features", names)
     if unknown:
         raise ValueError(
             f"embedding {spec.fingerprint} has no feature {unknown[0]!r}; it has {', '.join(spec.features)}"
@@ -143,6 +172,7 @@ def with_attributes(view: TrainingView, names: Sequence[str]) -> TrainingView:
     """
     if not names:
         return view
+    _refuse_repeats("--use", names)
     unknown = [name for name in names if name not in view.attribute_names]
     if unknown:
         raise ValueError(
@@ -150,6 +180,12 @@ def with_attributes(view: TrainingView, names: Sequence[str]) -> TrainingView:
         )
     columns = [view.attribute_names.index(name) for name in names]
     return replace(view, attributes=view.attributes[:, columns], attribute_names=tuple(names))
+
+
+def _refuse_repeats(option: str, names: Sequence[str]) -> None:
+    repeated = [name for number, name in enumerate(names) if name in names[:number]]
+    if repeated:
+        raise ValueError(f"{option} names {repeated[0]} twice; name each once")
 
 
 def trained_prompts(store: Store, run: Mapping[str, Any]) -> set[str]:
@@ -249,7 +285,7 @@ def _fit_one(
         "train_pairs": len(train.pairs),
         "valid_pairs": len(valid.pairs),
         "left_out": data.left_out,
-        "train_annotated": int(np.isfinite(train.attributes).any(axis=1).sum()),
+        "train_annotated": _annotated_rows(train),
     }
     run = {
         "run_id": run_id,

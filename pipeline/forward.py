@@ -82,12 +82,15 @@ class Extractor:
         while left:
             part, keys = [rows[number] for number in left], [groups[number] for number in left]
             done: set[int] = set()
+            fullest = 0
             try:
                 for numbers, vectors, tokens in (
                     self._packed(part, keys, budget) if self.packed else self._padded(part, budget)
                 ):
                     yield [left[number] for number in numbers], vectors, tokens
                     done.update(numbers)
+                    fullest = max(fullest, tokens)
+                if fullest > 0.9 * budget.tokens:  # a smaller pack says nothing of what this budget needs
                     budget.grow(memory_share(self.backbone.model.device))
             except torch.OutOfMemoryError:
                 budget.shrink()

@@ -78,7 +78,8 @@ def preflight(extractor: "Extractor", renderer: "Renderer", rows: Sequence[Row],
 def probe(dataset: Dataset, embeddings: Embeddings) -> tuple[float, float, float] | None:
     """Held-out pair accuracy of a linear Bradley-Terry head in 5 folds by prompt: (value, low, high).
 
-    Says so when the interval includes 50 %. None for a dataset with fewer than 50 pairs.
+    Says so when the interval includes 50 %. None for a dataset with fewer than 50 pairs with vectors, or whose pairs
+    are all of one fold.
     """
     from heads.linear import Linear
 
@@ -89,6 +90,8 @@ def probe(dataset: Dataset, embeddings: Embeddings) -> tuple[float, float, float
     few = view.pairs[: PROBE_PAIRS[1]]
     fold = (uniform(data.prompt_ids, "probe") * PROBE_FOLDS).astype(int)
     owner = fold[few[:, 0]]
+    if len(few) < PROBE_PAIRS[0] or len(set(owner.tolist())) < 2:
+        return None
     margins = np.full(len(few), np.nan, dtype=np.float32)
     for held_out in range(PROBE_FOLDS):
         train = view.subset(fold != held_out)

@@ -79,8 +79,14 @@ class Renderer:
     def of(cls, tokenizer: "PreTrainedTokenizerBase", template: str | None, suffix: str = "") -> Self:
         """Take the template asked for, else the tokenizer's own.
 
-        Raises: ValueError if there is neither, or no such template.
+        Raises: ValueError if there is neither, or no such template, or the tokenizer does not say which characters a
+            token stands for.
         """
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"{type(tokenizer).__name__} does not say which characters its tokens stand for, so where a response "
+                "begins is not known; take a backbone with a fast tokenizer (tokenizer.json)"
+            )
         if template is None or template == "model":
             own = getattr(tokenizer, "chat_template", None)
             if not isinstance(own, str):

@@ -54,6 +54,7 @@ def write_dataset(store: Path, name: str, *, prompts: int, responses: int = 4, t
     info = {
         "format": "preference",
         "origin": {"path": f"/data/{name}.jsonl"},
+        "content_hash": name,
         "counts": {kind: table.num_rows for kind, table in tables.items()},
         "prompts": prompts,
         "refused": [{"reason": "empty response", "count": 3, "rows": [4, 7, 9]}],

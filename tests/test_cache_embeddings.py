@@ -110,3 +110,10 @@ def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
         pass
     with embeddings.locked():
         assert embeddings.rows == 12
+
+
+def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
+    embeddings, _ = filled(tmp_path)
+    (embeddings.directory / "manifest.json").write_text('{"parts": [{}]}')
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+        Embeddings.open(embeddings.directory)

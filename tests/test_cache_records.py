@@ -69,9 +69,9 @@ def test_content_hash_sees_a_changed_label() -> None:
 
 def test_replacing_a_dataset_removes_the_old_tables(tmp_path: Path) -> None:
     tables = build().tables()
-    Dataset("d", tables, {"counts": dict.fromkeys(tables, 1)}).write(tmp_path / "d")
+    Dataset("d", tables, {"content_hash": "a", "counts": dict.fromkeys(tables, 1)}).write(tmp_path / "d")
     fewer = {"responses": tables["responses"]}
-    Dataset("d", fewer, {"counts": {"responses": 2}}).write(tmp_path / "d")
+    Dataset("d", fewer, {"content_hash": "b", "counts": {"responses": 2}}).write(tmp_path / "d")
     assert not (tmp_path / "d" / "pairs.parquet").exists()
     assert len(Dataset.read(tmp_path / "d")["pairs"]) == 0
 
@@ -79,4 +79,17 @@ def test_replacing_a_dataset_removes_the_old_tables(tmp_path: Path) -> None:
 def test_a_damaged_dataset_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(ValueError, match=r"dataset\.json is not valid JSON"):
+        Dataset.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("{}", r"dataset\.json is damaged \(lacks 'counts'\); `pipeline verify`"),
+        ("[]", r"dataset\.json holds no JSON object"),
+    ],
+)
+def test_a_dataset_json_that_lacks_something_is_named(tmp_path: Path, content: str, what: str) -> None:
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(ValueError, match=what):
         Dataset.read(tmp_path)

@@ -114,3 +114,35 @@ def test_a_gpu_that_is_not_there_is_one_sentence(
     assert result.exit_code == 1
     assert "torch sees no GPU" in result.stderr
     assert not (tmp_path / "s").exists()
+
+
+def test_a_checkpoint_with_missing_weights_is_refused(tiny_backbone: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(tiny_backbone, tmp_path / "prefixed")
+    path = tmp_path / "prefixed" / "model.safetensors"
+    wrapped = {f"base_model.model.model.{name}": values for name, values in load_file(path).items()}
+    save_file(wrapped, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"has no fitting weights for .* of its tensors, first"):
+        load_backbone(str(tmp_path / "prefixed"), revision=None, device="cpu", dtype="float32")
+
+
+def test_a_damaged_checkpoint_is_one_sentence(tiny_backbone: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_backbone, tmp_path / "cut")
+    path = tmp_path / "cut" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="could not be loaded"):
+        load_backbone(str(tmp_path / "cut"), revision=None, device="cpu", dtype="float32")
+
+
+def test_a_backbone_without_a_tokenizer_is_refused(tiny_backbone: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_backbone, tmp_path / "bare", ignore=shutil.ignore_patterns("*token*"))
+    with pytest.raises(ValueError, match=r"has no tokenizer|could not be loaded"):
+        load_backbone(str(tmp_path / "bare"), revision=None, device="cpu", dtype="float32")
+
+
+def test_longrope_keeps_rows_within_the_original_length(tiny_backbone: Path) -> None:
+    backbone = load_backbone(str(tiny_backbone), revision=None, device="cpu", dtype="float32")
+    assert backbone.max_length == 512
+    backbone.model.config.rope_parameters = {"rope_type": "longrope", "original_max_position_embeddings": 128}
+    assert backbone.max_length == 128

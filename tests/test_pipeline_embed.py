@@ -238,3 +238,30 @@ def test_a_base_model_needs_a_named_template(
     assert result.exit_code == 1
     assert "no chat template; name one with --template plain" in result.stderr
     assert not (tmp_path / "s").exists()
+
+
+def test_a_part_that_cannot_be_written_stops_the_run(
+    preferences: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Embeddings.append
+
+    def full(self: Embeddings, *arguments: Any) -> Any:  # noqa: ANN401
+        if self.parts:
+            raise OSError(28, "No space left on device")
+        return append(self, *arguments)
+
+    monkeypatch.setattr(Embeddings, "append", full)
+    with pytest.raises(OSError, match="No space left"):
+        embed(options(preferences, tiny_backbone, tmp_path / "s"))
+    monkeypatch.undo()
+    assert len(only(tmp_path / "s").parts) == 1
+    embed(options(preferences, tiny_backbone, tmp_path / "s"))
+    embed(options(preferences, tiny_backbone, tmp_path / "whole"))
+    expected = matrices(only(tmp_path / "whole"))
+    assert all(np.array_equal(found, expected[name]) for name, found in matrices(only(tmp_path / "s")).items())
+
+
+def test_pairs_of_one_prompt_are_embedded_without_a_probe(tiny_backbone: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "why", "chosen": f"yes {number}", "rejected": f"no {number}"} for number in range(60)]
+    summary = embed(options(write_jsonl(tmp_path / "one.jsonl", rows), tiny_backbone, tmp_path / "s"))
+    assert (summary.embedded, summary.probes) == (120, {})

@@ -264,3 +264,69 @@ def test_help_answers_without_heavy_imports(command: str) -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert "Usage:" in found.stdout
+
+
+def test_no_test_prompt_is_fitted_on_or_stopped_by(store: Path) -> None:
+    from cache.assembly import assemble
+    from pipeline.fit import FitOptions, choose_embeddings, split_view
+
+    whole = Store(store)
+    embeddings = choose_embeddings(whole, None, [whole.dataset("pairs"), whole.dataset("attrs")])
+    data = assemble(embeddings, ["L4.last"], pairs=whole.dataset("pairs"), attributes=whole.dataset("attrs"))
+    options = FitOptions("smorm", store)
+    out = is_test(data.prompt_ids, share=0.2, seed=0)
+    seen: list[set[int]] = []
+    for seed in range(3):
+        train, valid = split_view(data, options, seed)
+        parts = [set(view.pairs.ravel().tolist()) for view in (train, valid)]
+        parts += [set(np.flatnonzero(np.isfinite(view.attributes).any(axis=1)).tolist()) for view in (train, valid)]
+        assert all(parts)
+        assert not any(out[sorted(part)].any() for part in parts)
+        assert not parts[0] & parts[1]
+        assert not parts[2] & parts[3]
+        seen.append(parts[1])
+    assert seen[0] != seen[1]
+
+
+def test_each_control_has_its_own_shuffle(run_cli: Callable[..., Any], store: Path) -> None:
+    runs = fit(run_cli, store, "linear", "--seeds", 3, "-o", "l2", "0.3")
+    heads = [Store(store).run_directory(run["run_id"]) / "head.safetensors" for run in runs if run["control"]]
+    assert len({path.read_bytes() for path in heads}) == 3
+
+
+NOT_TO_FIT = {
+    "repeated attribute": (["ridge", "--attributes", "attrs", "--use", "yes,yes"], "--use names yes twice"),
+    "repeated feature": (["bt", "--pairs", "pairs", "--features", "L4.last+L4.last"], "names L4.last twice"),
+    "nothing to fit on": (["linear", "--pairs", "pairs", "--test-share", "0.999"], "leaves none of 60 pairs to fit on"),
+}
+
+
+@pytest.mark.parametrize("kind", list(NOT_TO_FIT))
+def test_what_cannot_be_fitted_is_said_before_fitting(kind: str, run_cli: Callable[..., Any], store: Path) -> None:
+    arguments, hint = NOT_TO_FIT[kind]
+    before = sorted(map(str, store.rglob("*")))
+    result = run_cli("fit", "--head", *arguments, "--store", store)
+    assert result.exit_code == 1
+    assert hint in result.stderr
+    assert sorted(map(str, store.rglob("*"))) == before
+
+
+def test_a_seed_without_early_stopping_is_said(run_cli: Callable[..., Any], store: Path) -> None:
+    arguments = ["--head", "linear", "--pairs", "pairs", "--valid-share", "0", "--no-control", "--store", store]
+    assert "1 of 1 seeds have nothing for early stopping" in run_cli("fit", *arguments).stderr
+
+
+def test_the_summary_shows_the_end_of_each_datasets_curve() -> None:
+    import pyarrow as pa
+
+    from bench.judge import METRICS
+    from pipeline.evaluate import summary
+
+    empty: dict[str, Any] = dict.fromkeys(METRICS.names)
+    rows = [
+        {**empty, "run_id": "r", "dataset": name, "scorer": "reward", "metric": "best_of_n", "at": float(n), "n": 1}
+        for name, most in (("small", 4), ("large", 8))
+        for n in range(1, most + 1)
+    ]
+    shown = summary(pa.Table.from_pylist(rows, schema=METRICS)).to_pylist()
+    assert [(row["dataset"], row["at"]) for row in shown] == [("small", 4.0), ("large", 8.0)]
