@@ -28,6 +28,7 @@ METRICS = pa.schema(
         pa.field("n", pa.int64(), nullable=False),
         pa.field("low", pa.float64()),  # null: no interval (fewer than two prompts)
         pa.field("high", pa.float64()),
+        pa.field("content_hash", pa.string()),  # of the dataset as it was judged
     ]
 )
 
@@ -120,9 +121,9 @@ def judge_pool(scores: Scores, gold: NDArray[np.floating], prompts: NDArray[np.g
     return rows + _curve("random", bootstrap_columns(random_curves(known, clusters)))
 
 
-def to_table(rows: Iterable[MetricRow], *, run_id: str, dataset: str) -> pa.Table:
+def to_table(rows: Iterable[MetricRow], *, run_id: str, dataset: str, content_hash: str) -> pa.Table:
     """The rows as METRICS; NaN becomes null, because SQL's averages would pass a NaN on."""
-    named = [{"run_id": run_id, "dataset": dataset, **asdict(row)} for row in rows]
+    named = [{"run_id": run_id, "dataset": dataset, "content_hash": content_hash, **asdict(row)} for row in rows]
     columns = {field.name: [row[field.name] for row in named] for field in METRICS}
     arrays = [pa.array(columns[field.name], field.type, from_pandas=True) for field in METRICS]
     return pa.Table.from_arrays(arrays, schema=METRICS)

@@ -5,8 +5,9 @@ none. The obvious way, `read_parquet` views with `allowed_directories` set to th
 writes inside the store, and a check of the statement's type does not help, because
 `WITH t AS (COPY ... TO ...) SELECT 1` is a SELECT.
 
-Views: responses, pairs, attributes and gold (each with a leading `dataset`), runs, metrics, scores, embeddings and
-leaderboard. All of them are there, with their columns, when the store has nothing of their kind.
+Views: datasets; responses, pairs, attributes and gold (each with a leading `dataset`); runs; metrics (of the datasets
+as they are now) and metrics_ever; scores, embeddings and leaderboard. All of them are there, with their columns, when
+the store has nothing of their kind.
 """
 
 import json
@@ -20,12 +21,16 @@ import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
 from bench.judge import METRICS
+from cache.files import read_json
 from cache.records import SCHEMAS
 from cache.store import Store
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
+DATASETS = pa.schema(
+    [("dataset", pa.string()), ("format", pa.string()), ("prompts", pa.int64()), ("content_hash", pa.string())]
+)
 RUNS = pa.schema(
     [
         ("run_id", pa.string()),
@@ -49,7 +54,16 @@ RUNS = pa.schema(
 )
 _SCORES = {"run_id": pa.string(), "response_id": pa.string(), "score": pa.float64()}
 _EMBEDDINGS = {"fingerprint": pa.string(), "part": pa.string(), "response_id": pa.string()}
-VIEWS = ("responses", "pairs", "attributes", "gold", "runs", "metrics", "scores", "embeddings", "leaderboard")
+VIEWS = (
+    *("datasets", "responses", "pairs", "attributes", "gold", "runs"),
+    *("metrics", "metrics_ever", "scores", "embeddings", "leaderboard"),
+)
+
+# What was judged on a dataset that has been replaced since says nothing of the dataset as it is.
+_METRICS = """
+CREATE VIEW metrics AS SELECT m.* EXCLUDE (content_hash) FROM metrics_ever m JOIN datasets d USING (dataset)
+WHERE m.content_hash = d.content_hash
+"""
 
 # The mean over seeds of an interval's ends is wider than an interval of the seeds' mean would be: it leaves out that
 # averaging over seeds makes the estimate steadier. Wide is the safe side for a ranking.
@@ -101,6 +115,7 @@ def connect(store: Path) -> "DuckDBPyConnection":
     connection = duckdb.connect(config={"temp_directory": "", "autoload_known_extensions": False})
     for name, view in _views(Store(store)).items():
         connection.register(name, view)
+    connection.execute(_METRICS)
     connection.execute(_LEADERBOARD)
     connection.execute("SET python_enable_replacements = false")  # no reading of the caller's variables
     connection.execute("SET enable_external_access = false")
@@ -166,8 +181,11 @@ def _views(store: Store) -> dict[str, Any]:
     for kind, schema in SCHEMAS.items():
         files = [(data / name / f"{kind}.parquet", {"dataset": name}) for name in store.dataset_names()]
         views[kind] = _dataset(files, pa.schema([pa.field("dataset", pa.string()), *schema]))
+    infos = {name: read_json(data / name / "dataset.json") for name in store.dataset_names()}
+    rows = [{"dataset": name, **{key: info.get(key) for key in DATASETS.names[1:]}} for name, info in infos.items()]
+    views["datasets"] = pa.Table.from_pylist(rows, schema=DATASETS)
     views["runs"] = pa.Table.from_pylist([_run_row(store.run(name)) for name in store.run_names()], schema=RUNS)
-    views["metrics"] = _dataset([(runs / name / "metrics.parquet", {}) for name in store.run_names()], METRICS)
+    views["metrics_ever"] = _dataset([(runs / name / "metrics.parquet", {}) for name in store.run_names()], METRICS)
     scores: list[tuple[Path, dict[str, str]]] = [(runs / name / "scores.parquet", {}) for name in store.run_names()]
     views["scores"] = _dataset(scores, _scores_schema(path for path, _ in scores))
     views["embeddings"] = _dataset(_parts(store), pa.schema(list(_EMBEDDINGS.items())))

@@ -190,7 +190,8 @@ def query(sql: str | None, format_: str, as_json: bool, vectors: str | None, sto
     """Ask the store in SQL (DuckDB); without SQL, read statements from a prompt or from stdin.
 
     \b
-    Views: responses, pairs, attributes, gold, runs, metrics, scores, embeddings, leaderboard.
+    Views: datasets, responses, pairs, attributes, gold, runs, metrics, metrics_ever, scores, embeddings,
+    leaderboard.
       pipeline query "SELECT head, accuracy, low, high, n, length FROM leaderboard ORDER BY accuracy DESC"
       pipeline query "DESCRIBE metrics"
     """  # noqa: D301

@@ -160,7 +160,8 @@ def _judge_run(store: Store, run: dict[str, Any], held: Held) -> pa.Table:
     head: Head = load_head(directory)
     scores = head.scores(held.data.view.features)
     predicted = head.predict_attributes(held.data.view.features)
-    metrics = to_table(judge(scores, predicted, held), run_id=run["run_id"], dataset=held.dataset.name)
+    rows, content = judge(scores, predicted, held), held.dataset.info["content_hash"]
+    metrics = to_table(rows, run_id=run["run_id"], dataset=held.dataset.name, content_hash=content)
     _merge(directory / "scores.parquet", _score_table(run["run_id"], scores, predicted, held), "response_id")
     _merge(directory / "metrics.parquet", metrics, "dataset")
     return metrics

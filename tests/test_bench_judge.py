@@ -66,10 +66,10 @@ def test_a_pool_is_judged_at_every_n_with_best_and_random_beside() -> None:
 
 def test_a_table_of_metrics_has_the_schema_and_null_for_nan() -> None:
     rows = judge_pairs({"reward": np.zeros(6)}, PAIRS, PROMPTS)
-    table = to_table(rows, run_id="r", dataset="d")
+    table = to_table(rows, run_id="r", dataset="d", content_hash="c")
     assert table.schema == METRICS
     first = table.to_pylist()[0]
     assert first == {
         **{"run_id": "r", "dataset": "d", "subset": None, "scorer": "reward", "metric": "pair_accuracy"},
-        **{"at": None, "value": None, "n": 0, "low": None, "high": None},
+        **{"at": None, "value": None, "n": 0, "low": None, "high": None, "content_hash": "c"},
     }

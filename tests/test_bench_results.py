@@ -101,7 +101,10 @@ def write_run(
     rows += judge_attributes({"helpful": scores[scorers[0]] + 1}, {"helpful": gold + 1}, prompts)
     rows += judge_pool(everything, gold, prompts)
     directory = store / "runs" / run_id
-    write_table(directory / "metrics.parquet", to_table(rows, run_id=run_id, dataset=dataset.name))
+    write_table(
+        directory / "metrics.parquet",
+        to_table(rows, run_id=run_id, dataset=dataset.name, content_hash=dataset.info["content_hash"]),
+    )
     columns = {"run_id": pa.array([run_id] * len(ids)), "response_id": ids, "score": scores[scorers[0]].astype("f4")}
     columns |= {name: values.astype("f4") for name, values in scores.items() if len(scorers) > 1}
     write_table(directory / "scores.parquet", pa.table(columns))
@@ -285,3 +288,13 @@ def test_a_damaged_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs" / "r" / "run.json").write_text(json.dumps({"run_id": "r"})[:-2], encoding="utf-8")
     with pytest.raises(ValueError, match=r"run.json is not valid JSON"):
         connect(tmp_path)
+
+
+def test_what_was_judged_on_replaced_data_is_kept_apart(store: Path) -> None:
+    (before,) = rows(store, "SELECT count(*) AS n FROM metrics WHERE dataset = 'hh'")
+    dataset = Store(store).dataset("hh")
+    Store(store).write_dataset(Dataset("hh", dataset.tables, {**dataset.info, "content_hash": "another"}))
+    assert before["n"] > 0
+    assert rows(store, "SELECT count(*) AS n FROM metrics WHERE dataset = 'hh'") == [{"n": 0}]
+    assert rows(store, "SELECT * FROM leaderboard WHERE dataset = 'hh'") == []
+    assert rows(store, "SELECT count(*) AS n FROM metrics_ever WHERE dataset = 'hh'") == [before]
