@@ -1,8 +1,8 @@
 """Token rows through the frozen backbone to one vector per row and feature.
 
 Two ways give the same vectors. *Packed*: rows without padding, each prompt's tokens run once for all its responses
-(see `pipeline.packing`). *Padded*: right-padded, length-sorted batches, right for any architecture. In both a vector
-is pooled at the row's rightmost token, known from its length, so that padding side and pad == eos do not matter.
+(see `pipeline.packing`). *Padded*: right-padded, length-sorted batches, right for any architecture. In both the pooled
+tokens are known from the row itself, so that padding side and pad == eos do not matter.
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ class Extractor:
     Attributes:
         backbone: the loaded model.
         layers: hidden layers to keep; the last one is the normed final state.
-        pool: "last" and/or "mean".
+        pool: as in `cache.spec.EmbeddingSpec`; "sentence" only where the backbone has it, and padded.
         token_budget: tokens in one pack or padded batch; a TokenBudget adapts itself to the device's memory.
         packed: whether to share prompts in packs; only for backbones that `supports_packing`.
         decoder: our own loop over the layers, for packs; None leaves it to transformers.
@@ -197,8 +197,7 @@ def supports_packing(backbone: Backbone) -> bool:
         found, _ = replace(plain, token_budget=1 << 20, packed=True).run(rows, [0] * len(rows))
     except (TypeError, ValueError, RuntimeError):
         return False
-    worst = max(relative_difference(found[name], expected[name]) for name in expected)
-    return worst <= TOLERANCE[backbone.dtype]
+    return largest_difference(found, expected) <= TOLERANCE[backbone.dtype]
 
 
 def make_decoder(backbone: Backbone) -> Decoder | None:
@@ -212,13 +211,17 @@ def make_decoder(backbone: Backbone) -> Decoder | None:
         found, _ = ours.run(rows, [0] * len(rows))
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return None
-    worst = max(relative_difference(found[name], expected[name]) for name in expected)
-    return ours.decoder if worst <= TOLERANCE[backbone.dtype] else None
+    return ours.decoder if largest_difference(found, expected) <= TOLERANCE[backbone.dtype] else None
 
 
 def relative_difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
     """The largest |found - expected| / |expected| over rows."""
     return float(np.max(np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)))
+
+
+def largest_difference(found: Features, expected: Features) -> float:
+    """The largest `relative_difference` over features; NaN if any is, which `max` would lose."""
+    return float(np.max([relative_difference(found[name], expected[name]) for name in expected]))
 
 
 def batches(lengths: Sequence[int], token_budget: int) -> Iterator[NDArray[np.int64]]:

@@ -54,7 +54,7 @@ def preflight(extractor: "Extractor", renderer: "Renderer", rows: Sequence[Row],
     Raises: ValueError if batching or packing changes a vector beyond the dtype's tolerance, or if the responses to
         one prompt all have the same vector.
     """
-    from pipeline.forward import TOLERANCE, relative_difference
+    from pipeline.forward import TOLERANCE, largest_difference
     from pipeline.render import fit_length
 
     sample = rows[:ROWS]
@@ -63,8 +63,8 @@ def preflight(extractor: "Extractor", renderer: "Renderer", rows: Sequence[Row],
     tokens = [row for row in fitted if row is not None]
     batched, _ = extractor.run(tokens, [row.prompt for row in sample])
     singles, _ = replace(extractor, token_budget=1, packed=False).run(tokens, [row.prompt for row in sample])
-    worst = max(relative_difference(batched[name], singles[name]) for name in batched)
-    if worst > TOLERANCE[spec.compute_dtype]:
+    worst = largest_difference(batched, singles)
+    if not worst <= TOLERANCE[spec.compute_dtype]:  # a NaN is no agreement
         raise ValueError(
             f"preflight: {'packing' if extractor.packed else 'batching'} changes vectors by {worst:.1e} relative "
             f"(allowed {TOLERANCE[spec.compute_dtype]:.0e} in {spec.compute_dtype}); use --no-share or --dtype float32"

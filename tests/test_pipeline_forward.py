@@ -15,6 +15,7 @@ from pipeline.forward import (
     TOLERANCE,
     Extractor,
     batches,
+    largest_difference,
     make_decoder,
     pool_states,
     relative_difference,
@@ -298,3 +299,10 @@ def test_a_budget_grows_only_where_it_may_and_there_is_room() -> None:
         free.grow(used=0.3)
         given.grow(used=0.3)
     assert (free.tokens, given.tokens) == (1500, 1000)
+
+
+def test_a_feature_that_is_not_a_number_is_no_agreement() -> None:
+    good, bad = np.ones((2, 3), dtype=np.float32), np.full((2, 3), np.nan, dtype=np.float32)
+    both = {"L2.last": good, "L4.last": good}
+    assert largest_difference(both, both) == 0
+    assert np.isnan(largest_difference({**both, "L4.last": bad}, both))
