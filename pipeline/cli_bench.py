@@ -4,12 +4,12 @@ from typing import Any
 
 import click
 
-from pipeline.command import json_option, one_sentence_errors, print_rows
+from pipeline.command import json_option, one_sentence_errors, print_rows, store_option
 
 
 @click.group()
 def bench() -> None:
-    """Measure how fast a stage is on this machine, beside how others do the same work."""
+    """Measure a stage or a head on this machine, beside how others do the same work."""
 
 
 @bench.command("embed")
@@ -86,3 +86,35 @@ def bench_fit(as_json: bool, pairs: str, dims: str, objectives: str, **options: 
         BenchFitOptions(parse_numbers(pairs), parse_numbers(dims), parse_objectives(objectives), **options)
     )
     print_rows(as_dicts(rows) if as_json else as_table(rows), as_json)
+
+
+@bench.command("smorm")
+@click.option("--pairs", required=True, help="Dataset with preference pairs (D_S).")
+@click.option("--attributes", required=True, help="Dataset with attribute scores (D_M).")
+@click.option("--use", default="", help="Attributes to fit on, joined by commas (default: all).")
+@click.option("--features", help="Feature columns joined by +. Default: the last layer's.")
+@click.option("--embedding", help="Fingerprint of the embedding. Default: the only one that fits.")
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Fits of each setting.")
+@click.option("--few-pairs", type=click.IntRange(2), default=100, show_default=True, help="Pairs left where scarce.")
+@click.option(
+    "--few-annotated", type=click.IntRange(2), default=50, show_default=True, help="Annotated responses left."
+)
+@click.option("--widths", default="2,8,64", show_default=True, help="Of the trunk; joined by commas.")
+@click.option("--weights", default="0.01,0.1,1,10", show_default=True, help="Of the attributes' term.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that fit.")
+@json_option
+@store_option
+@one_sentence_errors
+def bench_smorm(as_json: bool, use: str, widths: str, weights: str, **options: Any) -> None:  # noqa: ANN401
+    """Compare smorm with independent heads where pairs or attribute scores are scarce.
+
+    Each setting is fitted once with the attribute scores as annotated and once with them dealt out at random, and
+    judged on held-out prompts. The reference is baseline-sm of the same width.
+    """
+    from pipeline.bench_fit import parse_numbers
+    from pipeline.bench_smorm import BenchSmormOptions, as_table, bench_smorm, parse_weights
+
+    chosen = tuple(filter(None, use.split(",")))
+    asked = BenchSmormOptions(use=chosen, widths=parse_numbers(widths), weights=parse_weights(weights), **options)
+    rows = bench_smorm(asked)
+    print_rows(rows if as_json else as_table(rows), as_json)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cache.assembly import IN_MEMORY, assemble
 from cache.embeddings import Embeddings
@@ -75,10 +76,19 @@ def shuffled(view: TrainingView, *, seed: int) -> TrainingView:
     generator = np.random.default_rng(seed)
     turned = generator.random(len(view.pairs)) < 0.5
     pairs = np.where(turned[:, None], view.pairs[:, ::-1], view.pairs)
-    attributes = view.attributes.copy()
+    return replace(view, pairs=pairs, attributes=_dealt_out(view.attributes, generator))
+
+
+def permute_attributes(view: TrainingView, *, seed: int) -> TrainingView:
+    """The view with each response's attribute scores given to another response, all of a row together."""
+    return replace(view, attributes=_dealt_out(view.attributes, np.random.default_rng(seed)))
+
+
+def _dealt_out(attributes: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
+    dealt = attributes.copy()
     annotated = np.flatnonzero(np.isfinite(attributes).any(axis=1))
-    attributes[annotated] = attributes[generator.permutation(annotated)]
-    return replace(view, pairs=pairs, attributes=attributes)
+    dealt[annotated] = attributes[generator.permutation(annotated)]
+    return dealt
 
 
 def choose_datasets(store: Store, heads: Sequence[Head], given: Mapping[str, str | None]) -> dict[str, Dataset | None]:
