@@ -6,13 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.audit import Match, nearest
-from cache.assembly import assemble
 from cache.embeddings import Embeddings
 from cache.records import Dataset
 from cache.splits import uniform
 from cache.store import Store
 from heads.linear import Linear
-from pipeline.fit_data import choose_features
+from pipeline.features import assemble_features, choose_features, stored
 from pipeline.progress import say
 
 FOLDS = 5
@@ -35,7 +34,7 @@ def covering_embeddings(store: Store, asked: str | None, datasets: Sequence[Data
 def prompt_feature(asked: str | None, embeddings: Embeddings) -> str:
     """The feature asked for, else the deepest state of the prompt, else the deepest of the response."""
     of_prompt = [name for name in embeddings.spec.features if name.endswith(".prompt")]
-    return choose_features(of_prompt[-1] if asked is None and of_prompt else asked, embeddings)[0]
+    return stored(choose_features(of_prompt[-1] if asked is None and of_prompt else asked, embeddings)[0])
 
 
 def neighbours(
@@ -70,7 +69,7 @@ def cross_fitted_margins(
     Returns: row numbers in the table of pairs, margins in nats, and prompt numbers; each (m,).
     """
     of_response = [name for name in embeddings.spec.features if not name.endswith(".prompt")]
-    data = assemble(embeddings, choose_features(asked or of_response[-1], embeddings), pairs=dataset)
+    data = assemble_features(embeddings, choose_features(asked or of_response[-1], embeddings), pairs=dataset)
     view = data.view
     fold = (uniform(data.prompt_ids, "audit") * FOLDS).astype(np.int64)
     margins = np.zeros(len(view.pairs), dtype=np.float32)

@@ -21,6 +21,7 @@ from cache.splits import is_test
 from cache.store import Store
 from cache.views import TrainingView
 from heads.registry import make_head
+from pipeline.features import choose_features
 from pipeline.fit_data import (
     FitData,
     Source,
@@ -28,7 +29,6 @@ from pipeline.fit_data import (
     annotated_rows,
     choose_datasets,
     choose_embeddings,
-    choose_features,
     gather,
     permute_attributes,
 )

@@ -124,7 +124,8 @@ def embed(
 @click.option(
     "--features",
     multiple=True,
-    help="Feature columns joined by + (L12.last+L18.last); repeated, each is fitted on. Default: the last layer's.",
+    help="Feature columns joined by + (L12.last+L18.last), or centred(L9.mean): less its mean over the prompt's "
+    "responses. Repeated, each is fitted on. Default: the last layer's.",
 )
 @click.option("--embedding", help="Fingerprint of the embedding. Default: the only one that fits.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Number of fits.")

@@ -16,13 +16,14 @@ from bench.intervals import Estimate
 from bench.judge import MetricRow, judge_attributes, judge_pairs, judge_pool, metric_row, to_table
 from bench.judge_margins import judge_attribute_margins, judge_calibration, judge_length
 from bench.rules import PARTIAL, RULES, Comparisons, judge_by_rule, missing_parts, rule_of
-from cache.assembly import Assembled, assemble
+from cache.assembly import Assembled
 from cache.embeddings import Embeddings
 from cache.files import write_table
 from cache.records import Dataset
 from cache.store import Store
 from heads.protocol import Head
 from heads.registry import load_head
+from pipeline.features import assemble_features
 from pipeline.fit_data import trained_prompts
 from pipeline.progress import say
 
@@ -211,7 +212,7 @@ def _prepare(
 
 def _held_out(store: Store, run: dict[str, Any], dataset: Dataset) -> Held:
     embeddings = _embeddings_of(store, run)
-    data = assemble(embeddings, run["features"], pairs=dataset, attributes=dataset)
+    data = assemble_features(embeddings, run["features"], pairs=dataset, attributes=dataset)
     trained = trained_prompts(store, run)
     keep = np.array([prompt not in trained for prompt in data.prompt_ids], dtype=np.bool_)
     if not keep.any():

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.assembly import IN_MEMORY, assemble
+from cache.assembly import IN_MEMORY
 from cache.embeddings import Embeddings
 from cache.records import Dataset
 from cache.splits import is_test, is_valid
 from cache.store import Store
 from cache.views import TrainingView
 from heads.protocol import Head
+from pipeline.features import assemble_features, refuse_repeats
 from pipeline.progress import say
 
 
@@ -137,19 +138,6 @@ def _covers(embeddings: Embeddings, dataset: Dataset) -> bool:
     return all(identifier in embeddings or identifier in embeddings.dropped for identifier in ids)
 
 
-def choose_features(asked: str | None, embeddings: Embeddings) -> tuple[str, ...]:
-    """The features asked for, joined by "+", or the deepest layer's first pooling."""
-    spec = embeddings.spec
-    if asked is None:
-        return (spec.features[-len(spec.pool)],)
-    names = asked.split("+")
-    unknown = [name for name in names if name not in spec.inputs]
-    refuse_repeats("--features", names)
-    if unknown:
-        raise ValueError(f"embedding {spec.fingerprint} has no feature {unknown[0]!r}; it has {', '.join(spec.inputs)}")
-    return tuple(names)
-
-
 def gather(
     embeddings: Embeddings,
     source: Source,
@@ -164,7 +152,7 @@ def gather(
 
     Raises: ValueError if a dataset is not embedded under this spec, or an attribute is not there.
     """
-    data = assemble(
+    data = assemble_features(
         embeddings,
         source.features,
         pairs=datasets["pairs"] if source.pairs else None,
@@ -188,13 +176,6 @@ def with_attributes(view: TrainingView, names: Sequence[str]) -> TrainingView:
         raise ValueError(f"no attribute {unknown[0]!r}; --use takes some of {', '.join(view.attribute_names)}")
     columns = [view.attribute_names.index(name) for name in names]
     return replace(view, attributes=view.attributes[:, columns], attribute_names=tuple(names))
-
-
-def refuse_repeats(option: str, names: Sequence[str]) -> None:
-    """Raise ValueError if a name stands twice."""
-    repeated = [name for number, name in enumerate(names) if name in names[:number]]
-    if repeated:
-        raise ValueError(f"{option} names {repeated[0]} twice; name each once")
 
 
 def check_split(data: FitData, source: Source, split: Split, *, seeds: int) -> None:

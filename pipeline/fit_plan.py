@@ -8,7 +8,8 @@ from cache.embeddings import Embeddings
 from cache.files import sha256_of_json
 from cache.records import Dataset
 from heads.protocol import Head
-from pipeline.fit_data import Source, Split, choose_features, refuse_repeats
+from pipeline.features import choose_features, refuse_repeats
+from pipeline.fit_data import Source, Split
 
 
 @dataclass(frozen=True)
