@@ -133,7 +133,7 @@ class DatasetBuilder:
         """The dataset's tables by name; `responses` always, the others when they have rows."""
         rows = {
             "responses": list(self.responses.values()),
-            "pairs": _with_pair_ids(self.pairs),
+            "pairs": with_pair_ids(self.pairs),
             "attributes": self.attributes,
             "gold": self.gold,
         }
@@ -185,6 +185,17 @@ def content_hash(tables: Mapping[str, pa.Table]) -> str:
     return sha256_of_json(columns)
 
 
+def with_pair_ids(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with ids: repeats of a pair are numbered, so that ids differ when two annotators gave the same one."""
+    seen: dict[tuple[str, str], int] = {}
+    rows = []
+    for pair in pairs:
+        key = (pair["chosen_id"], pair["rejected_id"])
+        seen[key] = seen.get(key, 0) + 1
+        rows.append({"pair_id": sha256_of_json(["pair", *key, seen[key]])[:32], **pair})
+    return rows
+
+
 def _response_id(prompt: str, response: str) -> str:
     return sha256_of_json(["response", prompt, response])[:32]
 
@@ -195,14 +206,3 @@ def _texts(table: pa.Table) -> list[str]:
 
 def _plain(prompt: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": message["role"], "content": message["content"]} for message in prompt]
-
-
-def _with_pair_ids(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Number the repeats of a pair, so that ids stay unique when two annotators gave the same preference."""
-    seen: dict[tuple[str, str], int] = {}
-    rows = []
-    for pair in pairs:
-        key = (pair["chosen_id"], pair["rejected_id"])
-        seen[key] = seen.get(key, 0) + 1
-        rows.append({"pair_id": sha256_of_json(["pair", *key, seen[key]])[:32], **pair})
-    return rows

@@ -12,6 +12,7 @@ import click
 
 from pipeline.cli_bench import bench
 from pipeline.cli_judge import audit, compare, query
+from pipeline.cli_lab import annotate
 from pipeline.command import json_option, one_sentence_errors, print_rows, print_table, store_option
 
 
@@ -278,6 +279,7 @@ main.add_command(bench)
 main.add_command(compare)
 main.add_command(audit)
 main.add_command(query)
+main.add_command(annotate)
 
 if __name__ == "__main__":
     sys.exit(main())

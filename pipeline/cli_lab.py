@@ -1,0 +1,45 @@
+"""Commands of the annotation lab: annotate, study."""
+
+from typing import Any
+
+import click
+
+from pipeline.command import json_option, one_sentence_errors, print_rows, store_option
+
+
+@click.command()
+@click.argument("pool")
+@click.option(
+    "--pairing",
+    type=click.Choice(["same", "cross", "similar", "diversified", "cross-similar", "cross-diversified"]),
+    required=True,
+    help="Two responses to one prompt; to two prompts; the middle two of a prompt; its best and worst; or two of these "
+    "from two prompts.",
+)
+@click.option("--beta", type=float, required=True, help="Quality: 0 is a coin, inf never errs.")
+@click.option("--pairs", type=click.IntRange(1), required=True, help="Pairs to annotate.")
+@click.option("--pairs-per-prompt", type=click.IntRange(1), help="At most so many of a prompt (pairing same).")
+@click.option("--with-replacement", is_flag=True, help="A pair may be annotated again.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws pairs and errors.")
+@click.option(
+    "--judge", help="Whose gold: a judge, an attribute, or `attributes` (their mean). Default: the only judge."
+)
+@click.option("--name", help="Name of the dataset in the store (default: from the options).")
+@click.option("--refresh", is_flag=True, help="Replace a dataset of the same name and other content.")
+@json_option
+@store_option
+@one_sentence_errors
+def annotate(as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Simulate an annotator on POOL, a dataset with gold scores, and keep its preferences as a dataset.
+
+    Of two responses whose gold differs by dr, the better one is chosen with probability s(beta |dr| / scale), scale the
+    standard deviation of gold within a prompt. The realised error rate and mean |dr| are shown beside what theory says.
+
+    \b
+      pipeline annotate pool --pairing cross --beta 2 --pairs 1000 --name noisy
+      pipeline fit --head bt --pairs noisy
+      pipeline evaluate --on pool
+    """  # noqa: D301
+    from pipeline.annotate import AnnotateOptions, annotate
+
+    print_rows([annotate(AnnotateOptions(**options))], as_json)
