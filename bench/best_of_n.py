@@ -56,7 +56,7 @@ def prompt_curves(proxy: NDArray[np.floating], gold: NDArray[np.floating], promp
         group = np.flatnonzero(size == n)
         rows = grouped[start[group, None] + np.arange(n)]
         rows = np.take_along_axis(rows, np.argsort(chooser[rows], axis=1), axis=1)
-        curves[group, :n] = _shared_among_ties(chooser[rows], judge[rows]) @ keep_probabilities(int(n))
+        curves[group, :n] = shared_among_ties(chooser[rows], judge[rows]) @ keep_probabilities(int(n))
     return curves
 
 
@@ -85,8 +85,8 @@ def kl_upper_bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def _shared_among_ties(proxy: Floats, gold: Floats) -> Floats:
-    """Gold with each block of equal proxy scores in a row replaced by its mean; (prompts, N), ascending in proxy."""
+def shared_among_ties(proxy: Floats, gold: Floats) -> Floats:
+    """`gold` with each block of equal proxy scores in a row replaced by its mean; (prompts, N), ascending in proxy."""
     new = np.ones(proxy.shape, dtype=np.bool_)
     new[:, 1:] = proxy[:, 1:] != proxy[:, :-1]
     block = np.cumsum(new.reshape(-1)) - 1

@@ -1,0 +1,127 @@
+"""One pool, judged again and again: everything that does not depend on the scores is worked out once.
+
+The numbers are those of `best_of_n`, `metrics.spearman_within` and `ordering.order_consistency`, without intervals: a
+study has thousands of fits, and takes its intervals over seeds and prompts of all of them at once.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.best_of_n import keep_probabilities, shared_among_ties
+from bench.intervals import Floats, finite, prompt_numbers, ratio
+
+_TIED_HALF = 0.5
+
+
+@dataclass(frozen=True)
+class PoolScores:
+    """How a score fares on a pool.
+
+    Attributes:
+        gains: gold of best-of-N less the mean gold of each prompt's N responses (arXiv:2411.04991, section 4); one for
+            each prompt, in sorted order of the prompts; NaN for a prompt with one response.
+        curve: mean over prompts of the expected gold of best of n less the mean; entry n - 1 is best of n. A prompt has
+            a part in n up to its N.
+        spearman: mean rank correlation within a prompt; NaN where it is defined for none.
+        accuracy: share of the pairs of a prompt's responses with different gold that it ranks as gold does, ties half.
+    """
+
+    gains: Floats
+    curve: Floats
+    spearman: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The prompts with n responses: their rows (g, n), gold, gold's centred ranks and the signs of its pairs."""
+
+    prompts: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    gold: Floats
+    ranks: Floats
+    keep: Floats
+    one: NDArray[np.int64]
+    other: NDArray[np.int64]
+    signs: Floats
+
+
+@dataclass(frozen=True)
+class PoolEvaluator:
+    """A pool's gold, arranged by the number of a prompt's responses."""
+
+    prompts: int
+    responses: int
+    largest: int
+    groups: tuple[_Group, ...]
+
+    @classmethod
+    def of(cls, gold: NDArray[np.floating], prompts: NDArray[np.generic]) -> "PoolEvaluator":
+        """Arrange a pool: gold and prompt of each response, each (n,); prompts of one response have no part in it."""
+        values, number = finite("gold scores", gold), prompt_numbers(prompts)
+        size = np.bincount(number)
+        start, grouped = np.cumsum(size) - size, np.argsort(number, kind="stable")
+        groups = []
+        for n in np.unique(size[size > 1]).tolist():
+            members = np.flatnonzero(size == n)
+            rows = grouped[start[members, None] + np.arange(n)]
+            one, other = np.triu_indices(n, k=1)
+            pools = values[rows]
+            signs = np.sign(pools[:, one] - pools[:, other])
+            groups.append(_Group(members, rows, pools, _ranks(pools), keep_probabilities(n), one, other, signs))
+        return cls(len(size), len(values), int(size.max(initial=0)), tuple(groups))
+
+    def judge(self, scores: NDArray[np.floating]) -> PoolScores:
+        """Judge the score of every response: (n,). Raises ValueError if one is not finite."""
+        checked = finite("scores", scores)
+        if len(checked) != self.responses:
+            raise ValueError(f"{len(checked)} scores for a pool of {self.responses} responses; give one for each")
+        gains, curves = np.full(self.prompts, np.nan), np.full((self.prompts, self.largest), np.nan)
+        correlations, right, pairs = [], 0.0, 0
+        for group in self.groups:
+            proxy = checked[group.rows]
+            curve = _curves(proxy, group)
+            curves[group.prompts, : curve.shape[1]] = curve
+            gains[group.prompts] = curve[:, -1]
+            correlations.append(_correlations(proxy, group))
+            agreement = np.sign(proxy[:, group.one] - proxy[:, group.other]) * group.signs
+            untied = group.signs != 0
+            right += float((agreement > 0).sum()) + _TIED_HALF * float(((agreement == 0) & untied).sum())
+            pairs += int(untied.sum())
+        defined = np.concatenate([*correlations, np.empty(0)])
+        defined = defined[np.isfinite(defined)]
+        present = np.isfinite(curves)
+        return PoolScores(
+            gains=gains,
+            curve=ratio(np.where(present, curves, 0.0).sum(axis=0), present.sum(axis=0).astype(np.float64)),
+            spearman=float(defined.mean()) if len(defined) else float("nan"),
+            accuracy=right / pairs if pairs else float("nan"),
+        )
+
+
+def _curves(proxy: Floats, group: _Group) -> Floats:
+    """Expected gold of best of n less the prompt's mean: (g, n)."""
+    order = np.argsort(proxy, axis=1)
+    gold = np.take_along_axis(group.gold, order, axis=1)
+    curves = shared_among_ties(np.take_along_axis(proxy, order, axis=1), gold) @ group.keep
+    gains: Floats = curves - group.gold.mean(axis=1, keepdims=True)
+    return gains
+
+
+def _correlations(proxy: Floats, group: _Group) -> Floats:
+    """Spearman of each prompt, ties by mid-ranks: (g,); NaN where one side is constant."""
+    ranks = _ranks(proxy)
+    spread = np.sqrt((ranks**2).sum(axis=1) * (group.ranks**2).sum(axis=1))
+    return ratio((ranks * group.ranks).sum(axis=1), spread)
+
+
+def _ranks(values: Floats) -> Floats:
+    """Centred mid-ranks within each row of (g, n)."""
+    order = np.argsort(values, axis=1)
+    positions = np.broadcast_to(np.arange(values.shape[1], dtype=np.float64), values.shape)
+    ranks = np.empty(values.shape)
+    np.put_along_axis(ranks, order, shared_among_ties(np.take_along_axis(values, order, axis=1), positions), axis=1)
+    centred: Floats = ranks - (values.shape[1] - 1) / 2
+    return centred
