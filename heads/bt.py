@@ -58,7 +58,7 @@ class BT(MLPHead):
         return loss + self.centring * centring_loss(chosen, rejected) if self.centring else loss
 
     def _valid_loss(self, network: MLP, held: StandardisedView, index: Tensor) -> Tensor:
-        return LOSSES[self.link](pair_margins(network, held, index))
+        return LOSSES[self.link](pair_margins(network, held, index), reduction="none")
 
     def _loss_rows(self, pairs: int, annotated: int) -> int:
         return pairs

@@ -21,9 +21,16 @@ class CLF(MLPHead):
     name: ClassVar[str] = "clf"
 
     def _loss(self, network: MLP, data: StandardisedView, index: Tensor) -> Tensor:
-        pair, side = index // 2, index % 2  # even numbers are chosen responses, odd ones rejected
-        target = (1 - side).to(data.targets.dtype)
-        return clf_loss(score_rows(network, data, data.pairs[pair, side]), target)
+        return clf_loss(*_judged(network, data, index))
+
+    def _valid_loss(self, network: MLP, held: StandardisedView, index: Tensor) -> Tensor:
+        return clf_loss(*_judged(network, held, index), reduction="none")
 
     def _loss_rows(self, pairs: int, annotated: int) -> int:
         return 2 * pairs
+
+
+def _judged(network: MLP, data: StandardisedView, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and targets of the responses numbered by `index`: even numbers are chosen ones, odd ones rejected."""
+    pair, side = index // 2, index % 2
+    return score_rows(network, data, data.pairs[pair, side]), (1 - side).to(data.targets.dtype)

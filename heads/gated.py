@@ -185,7 +185,9 @@ class Gated(NetworkOptions):
             gate,
             batches=lambda: shuffled(count, size, generator),
             loss=lambda index: bt_loss(pair_margins(gate, data, index)),
-            valid_losses=(lambda: [bt_loss(pair_margins(gate, held, everything))]) if len(everything) else None,
+            valid_losses=(lambda: [bt_loss(pair_margins(gate, held, everything), reduction="none")])
+            if len(everything)
+            else None,
             epochs=self.epochs,
             patience=self.patience,
             lr=self.lr,

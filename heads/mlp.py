@@ -3,6 +3,7 @@
 The heads differ in their loss and in nothing else, so that comparing them compares objectives.
 """
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -28,11 +29,12 @@ from heads.streaming import TRAINING, VALIDATION, annotated_rows, order_of, pass
 from heads.training import (
     Precision,
     StandardisedView,
+    checks_per_epoch,
     choose_batch_size,
     compute_dtype,
+    joined,
     shuffled,
     train_network,
-    weighted_mean,
 )
 
 Batch = tuple[StandardisedView, Tensor]  # the rows held, and the numbers of those that are looked at
@@ -106,7 +108,9 @@ class MLPHead(NetworkOptions, ABC):
         passes = self._passes(train, scaler, TRAINING, order_of(seed))
         valid_losses = self._valid_losses(validation(valid, train), scaler)
         network = self._new_network(scaler.width, generator)
-        size = choose_batch_size(self._loss_rows(*_counts(train)), self.batch_size)
+        rows = self._loss_rows(*_counts(train))
+        size = choose_batch_size(rows, self.batch_size)
+        steps = math.ceil(rows / size)
         history, _ = train_network(
             network,
             batches=lambda: self._batches(passes, size, generator),
@@ -116,6 +120,8 @@ class MLPHead(NetworkOptions, ABC):
             patience=self.patience,
             lr=self.lr,
             weight_decay=self.weight_decay,
+            checks=checks_per_epoch(train.features, steps),
+            steps=steps,
         )
         self._scaler, self._network = scaler, network.finished()
         return replace(history, seconds=time.perf_counter() - started)
@@ -174,12 +180,8 @@ class MLPHead(NetworkOptions, ABC):
         """How many rows the loss is a mean over, of so many pairs and annotated rows: pairs, or responses."""
 
     def _valid_loss(self, network: MLP, held: StandardisedView, index: Tensor) -> Tensor:
-        """What early stopping looks at; the training loss unless a subclass says otherwise."""
+        """What early stopping looks at, of each row (n,) or as a mean; the training loss unless a subclass says so."""
         return self._loss(network, held, index)
-
-    def _loss_weight(self, held: StandardisedView) -> int:
-        """What the mean over all validation rows weighs a part's loss by, where it is taken in parts."""
-        return self._loss_rows(len(held.pairs), len(held.annotated))
 
     def _passes(
         self, view: TrainingView, scaler: Scaler, share: float, order: np.random.Generator | None
@@ -203,16 +205,15 @@ class MLPHead(NetworkOptions, ABC):
         if not self._loss_rows(*_counts(view)):
             return None
 
-        def mean_loss(network: MLP) -> Tensor:
-            losses, weights = [], []
+        def losses(network: MLP) -> Tensor:
+            parts, rows = [], []
             for held in passes():
-                everything = torch.arange(self._loss_rows(len(held.pairs), len(held.annotated)))
-                losses.append(self._valid_loss(network, held, everything))
-                weights.append(self._loss_weight(held))
+                rows.append(self._loss_rows(len(held.pairs), len(held.annotated)))
+                parts.append(self._valid_loss(network, held, torch.arange(rows[-1])))
                 del held
-            return weighted_mean(losses, weights)
+            return joined(parts, rows)
 
-        return mean_loss
+        return losses
 
     def _standardised(self, view: TrainingView, scaler: Scaler) -> StandardisedView:
         return StandardisedView.of(view, scaler, dtype=compute_dtype(self.precision))

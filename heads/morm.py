@@ -12,7 +12,7 @@ from cache.views import TrainingView
 from heads.attributes import AttributeScale
 from heads.mlp import MLPHead
 from heads.networks import MLP
-from heads.objectives import attribute_loss, pinball_loss
+from heads.objectives import Reduction, attribute_loss, pinball_loss
 from heads.options import Bounds
 from heads.requirements import require_attributes, require_fitted
 from heads.saving import SavedHead
@@ -61,16 +61,19 @@ class MORM(MLPHead):
         return StandardisedView.of(view, scaler, pairs=False, targets=targets, dtype=compute_dtype(self.precision))
 
     def _loss(self, network: MLP, data: StandardisedView, index: Tensor) -> Tensor:
+        return self._losses(network, data, index, "mean")
+
+    def _valid_loss(self, network: MLP, held: StandardisedView, index: Tensor) -> Tensor:
+        return self._losses(network, held, index, "none")
+
+    def _losses(self, network: MLP, data: StandardisedView, index: Tensor, reduction: Reduction) -> Tensor:
         predicted = score_rows(network, data, data.annotated[index])
         if self.quantile is None:
-            return attribute_loss(predicted, data.targets[index])
-        return pinball_loss(predicted, data.targets[index], quantile=self.quantile)
+            return attribute_loss(predicted, data.targets[index], reduction=reduction)
+        return pinball_loss(predicted, data.targets[index], quantile=self.quantile, reduction=reduction)
 
     def _loss_rows(self, pairs: int, annotated: int) -> int:
         return annotated
-
-    def _loss_weight(self, held: StandardisedView) -> int:
-        return int(held.targets.isfinite().sum())
 
     def _outputs(self) -> int:
         return len(require_fitted(self._attributes, self.name).names)

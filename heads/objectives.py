@@ -1,17 +1,23 @@
 """The losses, as pure functions of tensors: no logging, no seeds, no devices.
 
 Every loss is a mean, works on logits (a sigmoid in float32 has no gradient above 17), and is 0 with a valid gradient
-when there is nothing to average: a batch may hold no pair or no annotated attribute.
+when there is nothing to average: a batch may hold no pair or no annotated attribute. `reduction` "none" gives what the
+mean is over, as in torch.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Reduction = Literal["mean", "none"]
 
-def bt_loss(margin: Tensor, *, required: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+
+def bt_loss(
+    margin: Tensor, *, required: Tensor | None = None, smoothing: float = 0.0, reduction: Reduction = "mean"
+) -> Tensor:
     """Bradley-Terry negative log-likelihood, -log s(d) with d = r(chosen) - r(rejected).
 
     arXiv:2507.07375, eq. (1); arXiv:2411.04991, section 2. Equal rewards give log 2. Antisymmetric in the pair: a
@@ -26,13 +32,16 @@ def bt_loss(margin: Tensor, *, required: Tensor | None = None, smoothing: float 
         margin: r(chosen) - r(rejected) in nats; shape (m,), m may be 0.
         required: how much the chosen response should win by, in nats, NaN where nothing is known; shape (m,).
         smoothing: share of the annotations taken to be wrong; in [0, 1].
+        reduction: "none" gives each pair's loss, (m,).
     Returns: scalar.
     Raises: ValueError if margin is not one-dimensional or required has another shape.
     """
-    return _preference_loss(margin, F.logsigmoid, required, smoothing)
+    return _preference_loss(margin, F.logsigmoid, required, smoothing, reduction)
 
 
-def thurstone_loss(margin: Tensor, *, required: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+def thurstone_loss(
+    margin: Tensor, *, required: Tensor | None = None, smoothing: float = 0.0, reduction: Reduction = "mean"
+) -> Tensor:
     """Thurstone negative log-likelihood (probit link), -log Phi(d) with Phi the normal distribution function.
 
     Thurstone 1927, case V; arXiv:2411.04991 names it as the alternative to Bradley-Terry. log Phi is computed as one
@@ -43,10 +52,11 @@ def thurstone_loss(margin: Tensor, *, required: Tensor | None = None, smoothing:
         margin: r(chosen) - r(rejected) in standard deviations of the annotators' noise; shape (m,), m may be 0.
         required: how much the chosen response should win by, NaN where nothing is known; shape (m,).
         smoothing: share of the annotations taken to be wrong, as in `bt_loss`.
+        reduction: "none" gives each pair's loss, (m,).
     Returns: scalar.
     Raises: ValueError if margin is not one-dimensional or required has another shape.
     """
-    return _preference_loss(margin, torch.special.log_ndtr, required, smoothing)
+    return _preference_loss(margin, torch.special.log_ndtr, required, smoothing, reduction)
 
 
 def centring_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -67,7 +77,7 @@ def centring_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     return total.square().mean() if len(total) else total.sum()
 
 
-def clf_loss(logit: Tensor, target: Tensor) -> Tensor:
+def clf_loss(logit: Tensor, target: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     """Binary cross-entropy of each response by itself: how likely it is to be a chosen one.
 
     arXiv:2411.04991, section 4 (the order-consistent classification objective).
@@ -75,15 +85,16 @@ def clf_loss(logit: Tensor, target: Tensor) -> Tensor:
     Args:
         logit: log-odds that a response is chosen, which is its reward; shape (n,), n may be 0.
         target: 1 where chosen, 0 where rejected, anything between for a share of both; shape (n,).
+        reduction: "none" gives each response's loss, (n,).
     Returns: scalar.
     Raises: ValueError if shapes disagree.
     """
     _one_dimensional(logit, "logit")
     _same_shape(logit, target, "logit", "target")
-    return F.binary_cross_entropy_with_logits(logit, target) if len(logit) else logit.sum()
+    return _reduced(F.binary_cross_entropy_with_logits(logit, target, reduction="none"), reduction)
 
 
-def attribute_loss(predicted: Tensor, target: Tensor) -> Tensor:
+def attribute_loss(predicted: Tensor, target: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     """Squared error averaged over the annotated attribute scores.
 
     NaN targets are indexed out. torch.where would keep them out of the value but not out of the gradient, where
@@ -92,16 +103,16 @@ def attribute_loss(predicted: Tensor, target: Tensor) -> Tensor:
     Args:
         predicted: attribute predictions in standardised units; shape (n, k).
         target: attribute scores in the same units; shape (n, k), NaN where not annotated.
+        reduction: "none" gives the loss of each annotated score, (annotated,).
     Returns: scalar; 0 when nothing is annotated.
     Raises: ValueError if shapes disagree.
     """
     _same_shape(predicted, target, "predicted", "target")
     annotated = ~target.isnan()
-    error = predicted[annotated] - target[annotated]
-    return error.square().mean() if len(error) else error.sum()
+    return _reduced((predicted[annotated] - target[annotated]).square(), reduction)
 
 
-def pinball_loss(predicted: Tensor, target: Tensor, *, quantile: float) -> Tensor:
+def pinball_loss(predicted: Tensor, target: Tensor, *, quantile: float, reduction: Reduction = "mean") -> Tensor:
     """Quantile regression: q e where the target is e > 0 above the prediction, (1 - q) |e| where it is below.
 
     Koenker and Bassett 1978. Its minimum over a constant is the targets' q-quantile; q = 0.5 is half the absolute
@@ -111,14 +122,14 @@ def pinball_loss(predicted: Tensor, target: Tensor, *, quantile: float) -> Tenso
         predicted: predictions; shape (n, k).
         target: scores in the same units; shape (n, k), NaN where not annotated.
         quantile: q, in (0, 1).
+        reduction: "none" gives the loss of each annotated score, (annotated,).
     Returns: scalar; 0 when nothing is annotated.
     Raises: ValueError if shapes disagree.
     """
     _same_shape(predicted, target, "predicted", "target")
     annotated = ~target.isnan()
     error = target[annotated] - predicted[annotated]
-    loss = torch.maximum(quantile * error, (quantile - 1) * error)
-    return loss.mean() if len(error) else error.sum()
+    return _reduced(torch.maximum(quantile * error, (quantile - 1) * error), reduction)
 
 
 def odin_length_loss(quality: Tensor, length_reward: Tensor, length: Tensor) -> Tensor:
@@ -180,18 +191,27 @@ def smorm_loss(margin: Tensor, predicted: Tensor, target: Tensor, *, regression_
 
 
 def _preference_loss(
-    margin: Tensor, log_probability: Callable[[Tensor], Tensor], required: Tensor | None, smoothing: float
+    margin: Tensor,
+    log_probability: Callable[[Tensor], Tensor],
+    required: Tensor | None,
+    smoothing: float,
+    reduction: Reduction,
 ) -> Tensor:
     _one_dimensional(margin, "margin")
     if required is not None:
         _same_shape(margin, required, "margin", "required")
         margin = margin - required.nan_to_num(0.0)
-    if not len(margin):
-        return margin.sum()
     loss = -log_probability(margin)
     if smoothing:
         loss = (1 - smoothing) * loss - smoothing * log_probability(-margin)
-    return loss.mean()
+    return _reduced(loss, reduction)
+
+
+def _reduced(losses: Tensor, reduction: Reduction) -> Tensor:
+    """The mean, which of nothing is 0; or the losses as they are."""
+    if reduction == "none":
+        return losses
+    return losses.mean() if len(losses) else losses.sum()
 
 
 def _one_dimensional(tensor: Tensor, name: str) -> None:

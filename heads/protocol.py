@@ -18,14 +18,14 @@ class FitHistory:
 
     Attributes:
         epochs: passes over the training rows that were made; 1 for a closed-form or convex solve.
-        best_epoch: the pass whose weights were kept (counted from 1).
-        train_loss: training loss after each pass.
-        valid_loss: validation loss after each pass; empty when there was no validation data.
+        best_epoch: passes after which the weights that were kept were reached.
+        train_loss: training loss since the last check; a long pass has several checks.
+        valid_loss: validation loss at each check; empty when there was no validation data.
         seconds: wall time of the fit.
     """
 
-    epochs: int
-    best_epoch: int
+    epochs: float
+    best_epoch: float
     train_loss: tuple[float, ...]
     valid_loss: tuple[float, ...]
     seconds: float

@@ -32,12 +32,12 @@ from heads.streaming import TRAINING, VALIDATION, annotated_rows, order_of, pass
 from heads.training import (
     Precision,
     StandardisedView,
+    checks_per_epoch,
     choose_batch_size,
     compute_dtype,
     restore,
     score_rows,
     train_network,
-    weighted_mean,
 )
 from heads.variants import Variant, measure_spread, name_variants
 
@@ -133,7 +133,9 @@ class SMORM(HasOptions):
         self._attributes = AttributeScale.fit(train)
         order = order_of(seed)
         passes = passes_over(train, self._standardised, kinds=self.needs, share=TRAINING, order=order)
-        sizes = choose_batch_sizes(len(train.pairs), len(annotated_rows(train)), self.batch_size)
+        rows = len(train.pairs), len(annotated_rows(train))
+        sizes = choose_batch_sizes(*rows, self.batch_size)
+        steps = steps_of_epoch(*rows, sizes)
         valid_losses = self._valid_losses(validation(valid, train))
         network = self._new_network(self._scaler.width, len(self._attributes.names), generator)
         history, kept = train_network(
@@ -145,6 +147,8 @@ class SMORM(HasOptions):
             patience=self.patience,
             lr=self.lr,
             weight_decay=self.weight_decay,
+            checks=checks_per_epoch(train.features, steps),
+            steps=steps,
         )
         self._networks = (network.finished(), deepcopy(network))
         restore(self._networks[1], kept[-1])
@@ -214,7 +218,7 @@ class SMORM(HasOptions):
         return smorm_loss(margin, predicted, target, regression_weight=self.regression_weight)
 
     def _valid_losses(self, view: TrainingView) -> Callable[[SharedTrunk], list[Tensor]] | None:
-        """The loss on pairs, then the loss on attributes; one that has no data is left out, none at all is None."""
+        """The losses of pairs, then of attribute scores; what has no data is left out, and without any this is None."""
         passes = passes_over(view, self._standardised, kinds=self.needs, share=VALIDATION)
         if not (len(view.pairs) or len(annotated_rows(view))):
             return None
@@ -224,17 +228,17 @@ class SMORM(HasOptions):
             for held in passes():
                 parts.append(self._loss_parts(network, held))
                 del held
-            both = [list(zip(*part, strict=True)) for part in zip(*parts, strict=True)]
-            return [weighted_mean(*part) for part in both if sum(part[1])]
+            both = [torch.cat(part) for part in zip(*parts, strict=True)]
+            return [part for part in both if len(part)]
 
         return losses
 
-    def _loss_parts(self, network: SharedTrunk, held: StandardisedView) -> list[tuple[Tensor, int]]:
-        """The losses on pairs and on attributes, each with what it is a mean over."""
+    def _loss_parts(self, network: SharedTrunk, held: StandardisedView) -> tuple[Tensor, Tensor]:
+        """The loss of each pair and of each annotated score."""
         everything = torch.arange(len(held.pairs)), torch.arange(len(held.annotated))
         margin, predicted, target = compared(network, held, everything)
-        on_attributes = self.regression_weight * attribute_loss(predicted, target)
-        return [(bt_loss(margin), len(margin)), (on_attributes, int(target.isfinite().sum()))]
+        on_attributes = self.regression_weight * attribute_loss(predicted, target, reduction="none")
+        return bt_loss(margin, reduction="none"), on_attributes
 
     def _penalty(self, network: SharedTrunk) -> Tensor:
         """L2 on the heads, weighted so that with trunk="none" the minimum is that of `linear` and `ridge`."""
@@ -296,8 +300,13 @@ def joint_batches(
     Both are passed over once, in as many steps as the longer needs, whatever their sizes; one with fewer rows than
     there are steps is passed over again, so that no step lacks either objective.
     """
-    steps = max(math.ceil(count / size) for count, size in zip((pairs, annotated), sizes, strict=True))
+    steps = steps_of_epoch(pairs, annotated, sizes)
     yield from zip(_parts(pairs, steps, generator), _parts(annotated, steps, generator), strict=True)
+
+
+def steps_of_epoch(pairs: int, annotated: int, sizes: tuple[int, int]) -> int:
+    """As many as the longer of the two needs."""
+    return max(math.ceil(count / size) for count, size in zip((pairs, annotated), sizes, strict=True))
 
 
 def _parts(count: int, steps: int, generator: torch.Generator) -> tuple[Tensor, ...]:

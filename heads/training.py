@@ -8,8 +8,8 @@ from its seed; torch's global generator is neither read nor set.
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from dataclasses import dataclass, replace
+from itertools import chain, islice, zip_longest
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from cache.rows import Features, StoredRows
 from cache.views import TrainingView
 from heads.protocol import FitHistory
 from heads.scaling import Scaler
@@ -106,12 +107,11 @@ def choose_batch_size(count: int, given: int | None) -> int:
     return given if given is not None else min(512, max(64, count // 32))
 
 
-def weighted_mean(losses: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
-    """The mean of losses that are means over so many rows each; a single one as it is."""
-    if len(losses) == 1:
-        return losses[0]
-    shares = torch.tensor(weights) / sum(weights)
-    return (torch.stack(list(losses)) * shares).sum()
+def joined(parts: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+    """Validation losses made part by part: those of all rows, or of means the mean, weighed by the parts' rows."""
+    if parts[0].ndim:
+        return torch.cat(list(parts))
+    return (torch.stack(list(parts)) * torch.tensor(rows) / sum(rows)).sum() if len(parts) > 1 else parts[0]
 
 
 def train_network(
@@ -124,23 +124,30 @@ def train_network(
     patience: int,
     lr: float,
     weight_decay: float,
+    checks: int = 1,
+    steps: int = 1,
 ) -> tuple[FitHistory, list[Weights]]:
     """Fit `network` in place with AdamW, keeping the best weights of each validation loss.
 
-    Stops when none of `valid_losses` has fallen for `patience` epochs. Without `valid_losses` it makes all `epochs` and
-    keeps the last weights.
+    Stops when none of `valid_losses` has fallen for `patience` epochs. A check whose loss is z standard errors above
+    the best, by the paired differences of its rows, counts as z epochs if that is more: where validation data are many
+    it soon shows that a network is past its best, and where they are few, chance alone never ends a fit. Without
+    `valid_losses` it makes all `epochs` and keeps the last weights.
 
     Args:
         network: its parameters with two or more dimensions are decayed, vectors are not.
         batches: gives one epoch's batches, shuffled.
         loss: training loss of a batch.
-        valid_losses: validation losses of the network as it is: one for each thing it learns.
+        valid_losses: validation losses of the network as it is, for each thing it learns: those of single rows, in
+            the same order every time, or their mean alone (which tells nothing of chance).
         epochs: most passes over the training data.
         patience: epochs without a better validation loss before stopping.
         lr: AdamW's learning rate.
         weight_decay: AdamW's decoupled decay.
-    Returns: the losses of every epoch made (valid_loss is the sum, best_epoch that of the first), and the weights at
-        the best epoch of each validation loss; `network` has the first of them.
+        checks: how often in an epoch to look at `valid_losses` (`checks_per_epoch`).
+        steps: batches in an epoch; matters for several checks alone.
+    Returns: the losses at every check (valid_loss is the sum, best_epoch that of the first), and the weights at
+        the best check of each validation loss; `network` has the first of them.
     Raises: ValueError if a loss is no longer finite.
     """
     started = time.perf_counter()
@@ -148,23 +155,37 @@ def train_network(
     train_history: list[float] = []
     valid_history: list[float] = []
     best: list[_Best] = []
-    for epoch in range(1, epochs + 1):
-        train_history.append(_one_epoch(network, optimiser, batches(), loss))
+    parts = chain.from_iterable(_parts_of_epoch(batches(), checks, steps) for _ in range(epochs))
+    for check, part in enumerate(parts, 1):
+        train_history.append(_trained(network, optimiser, part, loss))
         _require_finite(train_history, lr)
         if valid_losses is None:
             continue
         losses = _evaluated(network, valid_losses)
-        valid_history.append(sum(losses))
+        valid_history.append(sum(float(each.mean()) for each in losses))
         _require_finite(valid_history, lr)
-        best = [_better(kept, value, epoch, network) for kept, value in zip_longest(best, losses)]
-        if epoch - max(kept.epoch for kept in best) >= patience:
+        best = [_better(kept, each, check, network, 1 / checks) for kept, each in zip_longest(best, losses)]
+        if min(kept.waited for kept in best) >= patience - 1e-9:
             break
-    best = best or [_Best(train_history[-1], epoch, _copy(network))]
+    best = best or [_Best(torch.tensor(train_history[-1]), check, _copy(network))]
     restore(network, best[0].weights)
+    seconds = time.perf_counter() - started
     history = FitHistory(
-        epoch, best[0].epoch, tuple(train_history), tuple(valid_history), time.perf_counter() - started
+        _in_epochs(check, checks),
+        _in_epochs(best[0].check, checks),
+        tuple(train_history),
+        tuple(valid_history),
+        seconds,
     )
-    return history, [kept.weights for kept in best]
+    return history, [one.weights for one in best]
+
+
+def checks_per_epoch(features: Features, steps: int) -> int:
+    """How often a network is judged in an epoch of so many steps: after 32 or more, four times at most.
+
+    Features that stay on disk are read for training and validation in turn, so there it is once.
+    """
+    return 1 if isinstance(features, StoredRows) else min(4, max(1, steps // 32))
 
 
 def restore(network: nn.Module, weights: Weights) -> None:
@@ -220,9 +241,20 @@ class AdamW:
             )
 
 
-def _one_epoch(
-    network: nn.Module, optimiser: AdamW, batches: Iterable[Batch], loss: Callable[[Batch], Tensor]
-) -> float:
+def _in_epochs(check: int, checks: int) -> float:
+    return check / checks if check % checks else check // checks
+
+
+def _parts_of_epoch(batches: Iterable[Batch], checks: int, steps: int) -> Iterator[Iterator[Batch]]:
+    """An epoch's batches in so many parts, about equal ones; each must be used up before the next."""
+    left = iter(batches)
+    for _ in range(checks - 1):
+        yield islice(left, math.ceil(steps / checks))
+    yield left
+
+
+def _trained(network: nn.Module, optimiser: AdamW, batches: Iterable[Batch], loss: Callable[[Batch], Tensor]) -> float:
+    """Take a step for every batch; the mean of their losses."""
     network.train()
     weights = list(network.parameters())
     losses = []
@@ -236,10 +268,10 @@ def _one_epoch(
     return float(torch.stack(losses).mean())
 
 
-def _evaluated(network: nn.Module, valid_losses: Callable[[], list[Tensor]]) -> list[float]:
+def _evaluated(network: nn.Module, valid_losses: Callable[[], list[Tensor]]) -> list[Tensor]:
     network.eval()
     with torch.no_grad():
-        return [float(value) for value in valid_losses()]
+        return valid_losses()
 
 
 def _require_finite(losses: Sequence[float], lr: float) -> None:
@@ -249,15 +281,26 @@ def _require_finite(losses: Sequence[float], lr: float) -> None:
 
 @dataclass(frozen=True)
 class _Best:
-    """The lowest value of one validation loss, the epoch that had it (from 1) and its weights."""
+    """The losses of the check with the lowest mean (from 1), its weights, and for how many epochs it has stood."""
 
-    loss: float
-    epoch: int
+    losses: Tensor
+    check: int
     weights: Weights
+    waited: float = 0.0
 
 
-def _better(kept: _Best | None, loss: float, epoch: int, network: nn.Module) -> _Best:
-    return kept if kept is not None and kept.loss <= loss else _Best(loss, epoch, _copy(network))
+def _better(kept: _Best | None, losses: Tensor, check: int, network: nn.Module, waited: float) -> _Best:
+    if kept is None or losses.mean() < kept.losses.mean():
+        return _Best(losses, check, _copy(network))
+    return replace(kept, waited=kept.waited + max(waited, _standard_errors(losses - kept.losses)))
+
+
+def _standard_errors(differences: Tensor) -> float:
+    """By how many of its standard errors the mean of independent differences is above 0; 0 if that cannot be said."""
+    if differences.ndim == 0 or len(differences) < 2:
+        return 0.0
+    deviation, mean = torch.std_mean(differences.double())
+    return float(mean / deviation) * math.sqrt(len(differences)) if deviation > 0 else 0.0
 
 
 def _copy(network: nn.Module) -> Weights:

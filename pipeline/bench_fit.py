@@ -74,7 +74,7 @@ class Fitted:
     objective: str
     what: str
     seconds: tuple[float, ...]
-    epochs: tuple[int, ...]
+    epochs: tuple[float, ...]
     accuracy: Estimate
     gain: Estimate | None
     ratio: float
@@ -87,7 +87,7 @@ class _Run:
     """What one fit gave: seconds, epochs, floating-point operations, and how to score rows."""
 
     seconds: float
-    epochs: int
+    epochs: float
     flops: float
     score: Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -137,7 +137,7 @@ def as_table(rows: Sequence[Fitted]) -> list[dict[str, Any]]:
             "objective": row.objective,
             "what": row.what,
             "seconds": round(float(np.median(row.seconds)), 3),
-            "epochs": round(float(np.median(row.epochs))),
+            "epochs": float(np.median(row.epochs)),
             "x published": round(row.ratio, 1),
             "accuracy": _shown(row.accuracy),
             "less published": "" if row.gain is None else _shown(row.gain),
@@ -223,7 +223,7 @@ def _right(run: _Run, test: Planted) -> NDArray[np.float64]:
     return np.where(better == worse, 0.5, (better > worse).astype(np.float64))
 
 
-def _flops(shapes: Sequence[tuple[int, int]], epochs: int, train_rows: float, valid_rows: float) -> float:
+def _flops(shapes: Sequence[tuple[int, int]], epochs: float, train_rows: float, valid_rows: float) -> float:
     """Of the matrix products: forward and two backward ones, but none for the gradient of the input; forward alone."""
     weights = [outputs * inputs for outputs, inputs in shapes]
     backward = 2 * sum(weights) - weights[0]

@@ -100,7 +100,7 @@ class FitSummary:
     group: str
     seed: int
     control: str | None
-    epochs: int
+    epochs: float
     seconds: float
     reused: bool
 

@@ -10,6 +10,7 @@ from heads.training import (
     AdamW,
     StandardisedView,
     Weights,
+    checks_per_epoch,
     choose_batch_size,
     compute_dtype,
     pair_margins,
@@ -60,6 +61,42 @@ def test_each_validation_loss_keeps_its_own_best_weights() -> None:
     assert [weights[0].item() for weights in kept] == pytest.approx([-2, -4], abs=1e-3)
     assert network.weight.item() == pytest.approx(-2, abs=1e-3)
     assert history.valid_loss[0] == pytest.approx(1.8)
+
+
+def fit_rows(*valid_losses: list[float], patience: int, checks: int = 1, steps: int = 1) -> FitHistory:
+    """As `fit_scalar`, with the losses of single validation rows; each step moves the weight by about -lr."""
+    network, script = Scalar(), iter(valid_losses)
+    history, _ = train_network(
+        network,
+        batches=lambda: [None] * steps,
+        loss=lambda _: network.weight * 1.0,
+        valid_losses=lambda: [torch.tensor(next(script))],
+        epochs=20,
+        patience=patience,
+        lr=1.0,
+        weight_decay=0.0,
+        checks=checks,
+        steps=steps,
+    )
+    return history
+
+
+def test_a_loss_that_is_surely_above_the_best_counts_by_its_standard_errors() -> None:
+    # Differences 0.1, 0.3: mean 0.2, deviation 0.141, standard error 0.1, so two standard errors above the best.
+    best, above, level = [0.5, 0.5], [0.6, 0.8], [0.4, 0.7]  # level: mean 0.05, standard error 0.15, counts once
+    assert fit_rows(best, above, above, level, patience=4).epochs == 3
+    assert fit_rows(best, above, level, above, level, patience=5).epochs == 4
+    assert fit_rows(best, level, level, level, level, patience=4).epochs == 5
+
+
+def test_a_long_epoch_is_checked_several_times() -> None:
+    rows = [[0.9], [0.5], [0.6], [0.7], [0.8], [0.9], [0.9]]
+    history = fit_rows(*rows, patience=1, checks=4, steps=10)
+    assert (history.epochs, history.best_epoch) == (1.5, 0.5)  # patience is in epochs: four checks of a quarter each
+    assert len(history.train_loss) == len(history.valid_loss) == 6
+    # Parts of 3, 3, 3 and 1 steps: the mean loss of each, the weight being about -1 a step.
+    assert history.train_loss[:4] == pytest.approx((-1, -4, -7, -9), abs=0.01)
+    assert [checks_per_epoch(FEATURES, steps) for steps in (1, 63, 64, 100, 10_000)] == [1, 1, 2, 3, 4]
 
 
 def test_without_validation_every_epoch_is_made_and_the_last_kept() -> None:
