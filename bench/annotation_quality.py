@@ -85,10 +85,10 @@ def gaussian_expectations(
     mean, sd, size = moments(gold, number)
     first, second = number[pairs[:: max(1, len(pairs) // _SUMMED)]].T
     # Across prompts, variances with n in the denominator: m^2 is too large by what they are too small.
-    sd = sd * np.sqrt((size - 1) / size) if pairing == "cross" else sd / _deviation_bias(size)
+    sd = sd * np.sqrt((size - 1) / size) if pairing == "cross" else sd / deviation_bias(size)
     if pairing in ("same", "cross"):
         m, s = mean[first] - mean[second], np.hypot(sd[first], sd[second])
-        gaps = np.abs(m[:, None] + s[:, None] * _normal_nodes())
+        gaps = np.abs(m[:, None] + s[:, None] * normal_nodes())
         return float(gaussian_mean_gap(m, s).mean()), float(annotator.error_rate(gaps).mean())
     if pairing in ("similar", "diversified"):
         order_gaps = {int(n): _order_gaps(int(n), pairing) for n in np.unique(size[first])}
@@ -107,14 +107,14 @@ def gaussian_mean_gap(m: Floats, s: Floats) -> Floats:
     return np.where(s > 0, gap, np.abs(m))
 
 
-def _deviation_bias(size: Rows) -> Floats:
+def deviation_bias(size: Rows) -> Floats:
     """E[sample standard deviation] / sigma of so many Gaussian values: sqrt(2/(n-1)) Gamma(n/2) / Gamma((n-1)/2)."""
     n = np.maximum(size, 2)
     bias: Floats = np.sqrt(2 / (n - 1)) * np.exp(gammaln(n / 2) - gammaln((n - 1) / 2))
     return bias
 
 
-def _normal_nodes() -> Floats:
+def normal_nodes() -> Floats:
     """Midpoints, in probability, of equal parts of a standard normal."""
     nodes: Floats = ndtri((np.arange(_NODES) + 0.5) / _NODES)
     return nodes

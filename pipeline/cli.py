@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from pipeline.cli_bench import bench
-from pipeline.cli_judge import audit, compare, query
+from pipeline.cli_judge import audit, compare, query, theory
 from pipeline.cli_lab import annotate
 from pipeline.command import json_option, one_sentence_errors, print_rows, print_table, store_option
 
@@ -278,6 +278,7 @@ def verify(as_json: bool, **options: Any) -> None:  # noqa: ANN401
 main.add_command(bench)
 main.add_command(compare)
 main.add_command(audit)
+main.add_command(theory)
 main.add_command(query)
 main.add_command(annotate)
 

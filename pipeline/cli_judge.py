@@ -1,4 +1,4 @@
-"""Commands about what is in the store already: compare, audit, query."""
+"""Commands about what is in the store already: compare, audit, theory, query."""
 
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,65 @@ def audit(as_json: bool, examples: int, **options: Any) -> None:  # noqa: ANN401
         print_rows(found.examples(examples), as_json)
     if found.dropped is not None:
         say(f"{found.dropped}: a copy of {options['train']} without these; fit on it with --pairs {found.dropped}")
+
+
+@click.command()
+@click.option("--pairs", metavar="DATASET", help="Preference pairs (D_S) of Theorem 1.")
+@click.option("--attributes", metavar="DATASET", help="Attribute scores (D_M) of Theorem 1.")
+@click.option("--use", help="Attributes to take, joined by commas (default: all).")
+@click.option("--features", help="Feature columns joined by +. Default: the last layer's.")
+@click.option("--embedding", help="Fingerprint. Default: the only one that covers both datasets.")
+@click.option(
+    "--ridge",
+    type=click.FloatRange(0, min_open=True),
+    default=0.1,
+    show_default=True,
+    help="Added to both covariances, in units of their mean eigenvalue.",
+)
+@click.option(
+    "--resamples", type=click.IntRange(2), default=300, show_default=True, help="Bootstrap draws of the moments."
+)
+@click.option(
+    "--test-share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.2,
+    show_default=True,
+    help="As fit: the prompts that the bound is tried on.",
+)
+@click.option("--split-seed", type=int, default=0, show_default=True, help="As fit.")
+@click.option("--pool", metavar="DATASET", help="Responses with gold: E|dr| and annotation quality.")
+@click.option(
+    "--judge", help="Whose gold: a judge, an attribute, or `attributes` (their mean). Default: the only judge."
+)
+@click.option(
+    "--beta",
+    "betas",
+    type=click.FloatRange(0),
+    multiple=True,
+    default=(1.0,),
+    show_default=True,
+    help="Of the simulated annotator, as `annotate --beta`; may be repeated.",
+)
+@click.option(
+    "--run", "runs", multiple=True, metavar="RUN", help="Run or group judged on the pool: its order consistency."
+)
+@json_option
+@store_option
+@one_sentence_errors
+def theory(as_json: bool, use: str | None, **options: Any) -> None:  # noqa: ANN401
+    """Put your data into both papers' theory; each number with its equation.
+
+    \b
+    --pairs, --attributes  Theorem 1 of SMORM: alpha, c, the sign of 1^T alpha, the eps of r_m >= c r_s - eps and
+                           how often the bound holds on test prompts
+    --pool                 E|dr| and annotation quality of same-prompt and cross-prompt pairs, against Gaussian gold
+    --pool, --run          order consistency with an annotator and with the truth, and the bound between them
+    docs/theory.md says what each number means.
+    """  # noqa: D301
+    from pipeline.theory import TheoryOptions, theory
+
+    used = tuple(map(str.strip, use.split(","))) if use else ()
+    print_rows(theory(TheoryOptions(use=used, **options)), as_json)
 
 
 @click.command()

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bench.best_of_n import prompt_curves
@@ -23,6 +22,7 @@ from bench.intervals import Floats
 from cache.records import Dataset
 from cache.store import Store
 from pipeline.fit_data import trained_prompts
+from pipeline.judged import Contender, contender_of, judged_as, scores_of
 
 Row = dict[str, Any]
 RANDOM = "random"
@@ -91,13 +91,6 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class _Contender:
-    name: str
-    runs: tuple[str, ...]
-    scorer: str | None
-
-
-@dataclass(frozen=True)
 class _Rows:
     """What is compared: for each score one number per row and seed, (n, seeds), and the rows' prompts, (n,)."""
 
@@ -117,7 +110,7 @@ def compare_runs(options: CompareOptions) -> Comparison:
     dataset = store.dataset(options.on)
     named = _contenders(store, options.runs)
     contenders = [*named, *_shuffled(store, named, dataset)]
-    scores = {one.name: _scores(store, one, dataset) for one in contenders}
+    scores = {one.name: scores_of(store, one, dataset) for one in contenders}
     lengths = pc.utf8_length(dataset["responses"]["response"]).to_numpy().astype(np.float64)
     scores["length"] = lengths[:, None]
     keep = _unseen(store, named, dataset)
@@ -171,72 +164,31 @@ def _row(name: str, rows: _Rows, found: Compared | None, adjusted: float | None)
     return {key: None if isinstance(cell, float) and math.isnan(cell) else cell for key, cell in row.items()}
 
 
-def _contenders(store: Store, names: Sequence[str]) -> list[_Contender]:
+def _contenders(store: Store, names: Sequence[str]) -> list[Contender]:
     if len(names) < 2:
         raise ValueError(f"comparing takes two runs or groups or more, got {len(names)}; see `pipeline ls`")
     if len(set(names)) < len(names):
         raise ValueError(f"{max(names, key=list(names).count)} is named twice; name each run or group once")
-    return [_contender(store, name) for name in names]
+    return [contender_of(store, name) for name in names]
 
 
-def _contender(store: Store, name: str) -> _Contender:
-    wanted, _, scorer = name.partition(":")
-    runs = [store.run(run_id) for run_id in store.matching_runs(wanted)]
-    of_group = [run for run in runs if run["run_id"] != wanted]
-    fitted = [run for run in of_group if run["control"] is None] if of_group else runs
-    if not fitted:
-        raise ValueError(f"group {wanted!r} has only fits on shuffled labels; fit it again, or name one of its runs")
-    return _Contender(name, tuple(run["run_id"] for run in fitted), scorer or None)
-
-
-def _shuffled(store: Store, named: Sequence[_Contender], dataset: Dataset) -> list[_Contender]:
+def _shuffled(store: Store, named: Sequence[Contender], dataset: Dataset) -> list[Contender]:
     """The fits on shuffled labels of each group named, as far as they were judged on the dataset."""
-    found: dict[tuple[str, str | None], _Contender] = {}
+    found: dict[tuple[str, str | None], Contender] = {}
     for one in named:
         group = store.run(one.runs[0])["group"]
         runs = [store.run(run_id) for run_id in store.matching_runs(group)]
         controls = [run["run_id"] for run in runs if run["control"] is not None and run["run_id"] not in one.runs]
-        judged = tuple(run_id for run_id in controls if dataset.info["content_hash"] in _judged(store, run_id, dataset))
+        judged = tuple(
+            run_id for run_id in controls if dataset.info["content_hash"] in judged_as(store, run_id, dataset)
+        )
         if judged:
             name = f"{group}:{one.scorer} shuffled" if one.scorer else f"{group} shuffled"
-            found.setdefault((group, one.scorer), _Contender(name, judged, one.scorer))
+            found.setdefault((group, one.scorer), Contender(name, judged, one.scorer))
     return list(found.values())
 
 
-def _scores(store: Store, contender: _Contender, dataset: Dataset) -> Floats:
-    """One column for each run: (responses, runs), NaN where the run has no score."""
-    ids = dataset["responses"]["response_id"].combine_chunks()
-    return np.stack([_run_scores(store, run, contender.scorer, dataset, ids) for run in contender.runs], axis=1)
-
-
-def _run_scores(store: Store, run_id: str, scorer: str | None, dataset: Dataset, ids: pa.Array) -> Floats:
-    directory = store.run_directory(run_id)
-    judged = _judged(store, run_id, dataset)
-    if dataset.info["content_hash"] not in judged:
-        raise ValueError(
-            f"run {run_id} was not judged on {dataset.name!r}{' as it is now' if judged else ''}; "
-            f"run `pipeline evaluate {run_id} --on {dataset.name}` (its group's name judges all seeds)"
-        )
-    path = directory / "scores.parquet"
-    names = [name for name in pq.read_schema(path).names if name not in ("run_id", "response_id")]
-    column = scorer or "score"
-    if column not in names:
-        several = ", ".join(name for name in names if name != "score") or "one score alone, so leave that out"
-        raise ValueError(f"run {run_id} has no score {column!r}; it has {several}")
-    table = pq.read_table(path, columns=["response_id", column])
-    rows = pc.index_in(ids, value_set=table["response_id"].combine_chunks())
-    taken = table[column].combine_chunks().take(rows)
-    return np.asarray(pc.cast(taken, pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
-
-
-def _judged(store: Store, run_id: str, dataset: Dataset) -> set[str]:
-    """Content hashes of the dataset as the run was judged on it."""
-    path = store.run_directory(run_id) / "metrics.parquet"
-    rows = pq.read_table(path, columns=["dataset", "content_hash"]).to_pylist() if path.is_file() else []
-    return {row["content_hash"] for row in rows if row["dataset"] == dataset.name}
-
-
-def _unseen(store: Store, named: Sequence[_Contender], dataset: Dataset) -> NDArray[np.bool_]:
+def _unseen(store: Store, named: Sequence[Contender], dataset: Dataset) -> NDArray[np.bool_]:
     """Responses whose prompt none of the runs was fitted on or stopped by: (responses,)."""
     seen: dict[str, set[str]] = {}
     for run_id in {run_id for one in named for run_id in one.runs}:

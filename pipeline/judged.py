@@ -1,0 +1,71 @@
+"""What the store keeps of judged runs: their scores of a dataset's responses."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bench.intervals import Floats
+from cache.records import Dataset
+from cache.store import Store
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Runs that stand for one head: a run alone, or a group's seeds; `scorer` None is the head's first score."""
+
+    name: str
+    runs: tuple[str, ...]
+    scorer: str | None
+
+
+def contender_of(store: Store, name: str) -> Contender:
+    """The run called NAME, or the group's fits on true labels; NAME:SCORER takes another score.
+
+    Raises: ValueError if there is none.
+    """
+    wanted, _, scorer = name.partition(":")
+    runs = [store.run(run_id) for run_id in store.matching_runs(wanted)]
+    of_group = [run for run in runs if run["run_id"] != wanted]
+    fitted = [run for run in of_group if run["control"] is None] if of_group else runs
+    if not fitted:
+        raise ValueError(f"group {wanted!r} has only fits on shuffled labels; fit it again, or name one of its runs")
+    return Contender(name, tuple(run["run_id"] for run in fitted), scorer or None)
+
+
+def scores_of(store: Store, contender: Contender, dataset: Dataset) -> Floats:
+    """One column for each run: (responses, runs), NaN where the run has no score.
+
+    Raises: ValueError if a run was not judged on the dataset as it is now, or has no such score.
+    """
+    ids = dataset["responses"]["response_id"].combine_chunks()
+    return np.stack([_run_scores(store, run, contender.scorer, dataset, ids) for run in contender.runs], axis=1)
+
+
+def _run_scores(store: Store, run_id: str, scorer: str | None, dataset: Dataset, ids: pa.Array) -> Floats:
+    directory = store.run_directory(run_id)
+    judged = judged_as(store, run_id, dataset)
+    if dataset.info["content_hash"] not in judged:
+        raise ValueError(
+            f"run {run_id} was not judged on {dataset.name!r}{' as it is now' if judged else ''}; "
+            f"run `pipeline evaluate {run_id} --on {dataset.name}` (its group's name judges all seeds)"
+        )
+    path = directory / "scores.parquet"
+    names = [name for name in pq.read_schema(path).names if name not in ("run_id", "response_id")]
+    column = scorer or "score"
+    if column not in names:
+        several = ", ".join(name for name in names if name != "score") or "one score alone, so leave that out"
+        raise ValueError(f"run {run_id} has no score {column!r}; it has {several}")
+    table = pq.read_table(path, columns=["response_id", column])
+    rows = pc.index_in(ids, value_set=table["response_id"].combine_chunks())
+    taken = table[column].combine_chunks().take(rows)
+    return np.asarray(pc.cast(taken, pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def judged_as(store: Store, run_id: str, dataset: Dataset) -> set[str]:
+    """Content hashes of the dataset as the run was judged on it."""
+    path = store.run_directory(run_id) / "metrics.parquet"
+    rows = pq.read_table(path, columns=["dataset", "content_hash"]).to_pylist() if path.is_file() else []
+    return {row["content_hash"] for row in rows if row["dataset"] == dataset.name}
