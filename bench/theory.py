@@ -96,7 +96,7 @@ class Theorem:
         w_m: Sigma_M^-1 C_M, the attribute heads; shape (d, k).
         alpha: of each attribute; n is the rows that have it.
         total: 1^T alpha; n is the prompts drawn from.
-        positive: share of the draws with 1^T alpha > 0.
+        positive: share of the reflected draws, 2 x value - draw, with 1^T alpha > 0.
         identity_gap: |c E[r_s(c) - r_s(r)] - E[r_m(c) - r_m(r)]| on the pairs used: rounding alone.
     """
 
@@ -150,7 +150,8 @@ def theorem(view: TrainingView, *, ridge: float = RIDGE, resamples: int = 300, s
     """Put a view's pairs and attributes into Theorem 1.
 
     A draw takes prompts again with replacement, their pairs and annotated rows with them, and makes mu_S, Sigma_M and
-    C_M anew; the ridge stays.
+    C_M anew; the ridge stays. Where pairs and attributes share responses, alpha is overfitted, so intervals are the
+    basic bootstrap's (2 x value - draw; Davison and Hinkley 1997, section 5.2) and need not hold the value.
 
     Args:
         view: with pairs and attributes, which need not share prompts.
@@ -168,7 +169,8 @@ def theorem(view: TrainingView, *, ridge: float = RIDGE, resamples: int = 300, s
     w_s, w_m = ridges[0].solve(mu_s), ridges[1].solve(c_m)
     draws = data.alphas(ridges[1].strength, resamples=resamples, seed=seed)
     alpha = np.append(mu_s @ w_m, (mu_s @ w_m).sum())
-    low, high = percentile_interval(draws, prompts=len(ones))
+    reflected = 2 * alpha - draws  # a draw overfits once more than the value does; its percentiles would be off twice
+    low, high = percentile_interval(reflected, prompts=len(ones))
     rows = [*np.isfinite(data.attributes).sum(axis=0).tolist(), len(ones)]
     estimates = [Estimate(*one) for one in zip(alpha.tolist(), rows, low.tolist(), high.tolist(), strict=True)]
     margins = data.differences @ np.stack([w_s, w_m.mean(axis=1)], axis=1)
@@ -182,7 +184,7 @@ def theorem(view: TrainingView, *, ridge: float = RIDGE, resamples: int = 300, s
         w_m=w_m,
         alpha=estimates[:-1],
         total=estimates[-1],
-        positive=float((draws[:, -1] > 0).mean()),
+        positive=float((reflected[:, -1] > 0).mean()),
         identity_gap=float(abs(_c(mu_s, w_s, w_m) * r_s - r_m)),
     )
 

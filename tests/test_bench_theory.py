@@ -111,6 +111,28 @@ def test_the_interval_covers_the_truth() -> None:
     assert min(one.total.high - one.total.low for one in found) > 0
 
 
+def shared_noise(n: int, seed: int, d: int = 60) -> TrainingView:
+    """The attribute chooses in every pair, so its noise is in mu_S and in C_M."""
+    generator = np.random.default_rng(seed)
+    features = generator.normal(size=(2 * n, d))
+    scores = features[:, 0] / 2 + generator.normal(size=2 * n)
+    rows = np.arange(2 * n).reshape(n, 2)
+    return TrainingView.of(
+        features.astype(np.float32),
+        prompts=np.repeat(np.arange(n), 2),
+        pairs=np.where((scores[rows[:, 0]] > scores[rows[:, 1]])[:, None], rows, rows[:, ::-1]),
+        attributes=scores[:, None].astype(np.float32),
+        attribute_names=NAMES[:1],
+    )
+
+
+def test_the_interval_makes_up_for_noise_that_pairs_and_attributes_share() -> None:
+    exact = theorem(shared_noise(50_000, seed=999), resamples=2).total.value
+    found = [theorem(shared_noise(150, seed), resamples=100).total for seed in range(20)]
+    assert np.mean([one.value for one in found]) > 1.5 * exact
+    assert sum(one.low <= exact <= one.high for one in found) >= 16
+
+
 def test_c_on_unseen_pairs_is_without_what_was_overfitted() -> None:
     exact, unseen = truth(), planted(2000, sign=1, seed=500)
     small = [theorem(planted(40, sign=1, seed=seed), resamples=2) for seed in range(30)]
