@@ -109,8 +109,9 @@ def judge_pool(scores: Scores, gold: NDArray[np.floating], prompts: NDArray[np.g
     """How every score orders a pool and what choosing by it gives, with "oracle" and "random" beside.
 
     `gold_spearman_within`, `gold_kendall_within`, `gold_order_consistency`; `best_of_n` and `best_of_n_proxy` (the
-    score's own value of what it chose) at every n; the fit of over-optimisation; `finite_pool_kl_rl_*` at every lambda
-    in units of the score's spread within a prompt. `at` holds n or lambda.
+    score's own value of what it chose) at every n, and the gains of both over best of one; the fit of
+    over-optimisation; `finite_pool_kl_rl_*` at every lambda in units of the score's spread within a prompt. `at` holds
+    n or lambda.
 
     Args:
         scores: by scorer, one score per row; each (n,).
@@ -130,7 +131,9 @@ def judge_pool(scores: Scores, gold: NDArray[np.floating], prompts: NDArray[np.g
             rows.append(metric_row(None, scorer, metric, ordered(proxy, known, clusters)))
         rows += _best_of_n(scorer, proxy, known, clusters)
         rows += _finite_pool(scorer, proxy, known, clusters)
-    rows += _curve("oracle", "best_of_n", bootstrap_columns(prompt_curves(known, known, clusters)))
+    best = prompt_curves(known, known, clusters)
+    rows += _curve("oracle", "best_of_n", bootstrap_columns(best))
+    rows += _curve("oracle", "best_of_n_gain", bootstrap_columns(best - best[:, :1]))
     return rows + _curve("random", "best_of_n", bootstrap_columns(random_curves(known, clusters)))
 
 
@@ -162,13 +165,15 @@ def metric_row(subset: str | None, scorer: str, metric: str, estimate: Estimate,
 
 
 def _best_of_n(scorer: str, proxy: Floats, gold: Floats, prompts: NDArray[np.generic]) -> list[MetricRow]:
-    """Gold and proxy of best-of-n, and the fit of over-optimisation to the former."""
-    curves = prompt_curves(proxy, gold, prompts)
+    """Gold and proxy of best-of-n, their gains over best of one, and the fit of over-optimisation to the former."""
+    curves, own = prompt_curves(proxy, gold, prompts), prompt_curves(proxy, proxy, prompts)
     fit = fit_overoptimization(curves)
     fitted = {"alpha": fit.alpha, "beta": fit.beta, "peak_kl": fit.peak_kl, "peak_gain": fit.peak_gain}
     return [
         *_curve(scorer, "best_of_n", bootstrap_columns(curves)),
-        *_curve(scorer, "best_of_n_proxy", bootstrap_columns(prompt_curves(proxy, proxy, prompts))),
+        *_curve(scorer, "best_of_n_proxy", bootstrap_columns(own)),
+        *_curve(scorer, "best_of_n_gain", bootstrap_columns(curves - curves[:, :1])),
+        *_curve(scorer, "best_of_n_proxy_gain", bootstrap_columns(own - own[:, :1])),
         *(metric_row(None, scorer, f"best_of_n_{name}", estimate) for name, estimate in fitted.items()),
     ]
 

@@ -16,6 +16,7 @@ from bench.intervals import Estimate
 from bench.judge import MetricRow, judge_attributes, judge_pairs, judge_pool, metric_row, to_table
 from bench.judge_margins import judge_attribute_margins, judge_calibration, judge_length
 from bench.rules import PARTIAL, RULES, Comparisons, judge_by_rule, missing_parts, rule_of
+from bench.rules.rmbench import difficulty
 from cache.assembly import Assembled
 from cache.embeddings import Embeddings
 from cache.files import write_table
@@ -114,10 +115,26 @@ def judge(
         tokens = np.asarray(held.data.lengths if view.lengths is None else view.lengths, dtype=np.float64)
         rows += judge_calibration(scores, pairs, view.prompts)
         rows += judge_length(scores, tokens, pairs, view.prompts, np.flatnonzero(held.keep))
-        rows += judge_attribute_margins(predicted, next(iter(scores.values())), pairs, view.prompts, subsets)
+        rows += _attribute_margins(predicted, next(iter(scores.values())), pairs, held, subsets)
     if held.rule is not None and len(pairs):
         rows += judge_by_rule(held.rule, scorers, _comparisons(held, inside, table))
     rows += _judge_annotations(scorers, predicted, held)
+    return rows
+
+
+def _attribute_margins(
+    predicted: dict[str, NDArray[np.float32]],
+    score: NDArray[np.float32],
+    pairs: NDArray[np.int64],
+    held: Held,
+    subsets: Sequence[str | None],
+) -> list[MetricRow]:
+    """By subset, and on RM-Bench also by difficulty, all domains together, as in SMORM's tables 12 and 13."""
+    rows = judge_attribute_margins(predicted, score, pairs, held.data.view.prompts, subsets)
+    if held.rule == "rm_bench":
+        difficulties = [difficulty(subset) for subset in subsets]
+        by_difficulty = judge_attribute_margins(predicted, score, pairs, held.data.view.prompts, difficulties)
+        rows += [row for row in by_difficulty if row.subset is not None]
     return rows
 
 

@@ -5,13 +5,22 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_bench_results import write_dataset, write_embeddings, write_run
 
-from bench.charts import LABEL_GAP, Axis, Line, curve_chart, interval_row
-from bench.findings import Name, gather
 from bench.intervals import Estimate
-from bench.report import Origin, remarks, render, write_report
+from bench.judge import METRICS
+from bench.report import render, write_report
+from bench.report.charts import Axis, interval_row
+from bench.report.curves import LABEL_GAP, MOST_POINTS, Line, curve_chart, thinned
+from bench.report.heat import shade
+from bench.report.leaderboard import remarks
+from bench.report.names import Name, Origin
+from bench.report.page import gather
+from bench.report.source import query_command
+from cache.files import write_table
 from cache.store import Store
 
 EVIL = "<script>alert('x')</script>"
@@ -22,11 +31,17 @@ class Page(html.parser.HTMLParser):
 
     void = frozenset({"meta", "br", "link", "img", "input"})
 
+    @property
+    def commands(self) -> list[str]:
+        """Every command that the page gives to copy."""
+        return [line for block in self.blocks for line in block.splitlines() if line]
+
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
         self.text = ""
+        self.blocks: list[str] = []
         self.feed(text)
         assert self.open == []
 
@@ -34,6 +49,8 @@ class Page(html.parser.HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag not in self.void:
             self.open.append(tag)
+        if tag == "pre":
+            self.blocks.append("")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -43,6 +60,8 @@ class Page(html.parser.HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        if "pre" in self.open:
+            self.blocks[-1] += data
 
 
 @pytest.fixture
@@ -57,9 +76,10 @@ def test_one_run_gives_one_page_that_asks_nothing_of_the_network(store: Path) ->
     write_report(store, store / "report.html")
     text = (store / "report.html").read_text(encoding="utf-8")
     page = Page(text)
-    loading = {"script", "link", "img", "iframe", "object"}
+    loading = {"link", "img", "iframe", "object"}
     assert not loading & {tag for tag, _ in page.tags}
     assert not any(name in attributes for _, attributes in page.tags for name in ("src", "onload", "onclick"))
+    assert not any(word in text for word in ("fetch(", "XMLHttp", "innerHTML", "http://", "https://"))
     assert "url(" not in text
     assert "@import" not in text
     for section in ("Pair accuracy", "Best-of-n", "Attributes", "Data and embeddings", "Make it again"):
@@ -105,10 +125,13 @@ def test_many_groups_are_named_by_what_differs_and_fold_away(tmp_path: Path) -> 
     for k in range(26):
         write_run(tmp_path, dataset, "bt", noise=1 + k / 10, options={"hidden": k, "lr": 0.1})
     findings = gather(tmp_path)
-    assert {row.name.detail for row in findings.boards[0].rows} == {f"hidden {k}" for k in range(26)}
+    (board,) = findings.boards
+    assert {row.name.detail for row in board.rows} == {f"hidden {k}" for k in range(26)}
+    assert board.shown == 1
+    assert board.rows[0].accuracy.value == max(row.accuracy.value for row in board.rows)
     page = Page(render(findings))
-    assert "2 more" in page.text
-    assert "20 more are grey" in page.text
+    assert "25 more" in page.text
+    assert "25 more are grey" in page.text
 
 
 def test_seeds_are_averaged_and_controls_are_not_rows(tmp_path: Path) -> None:
@@ -152,12 +175,14 @@ def test_remarks_tell_chance_and_length(store: Path) -> None:
     findings = gather(store)
     board, origin = findings.boards[0], findings.boards[0].rows[0].name
     row = replace(board.rows[0], accuracy=Estimate(0.55, 30, 0.4, 0.7), length=0.6)
-    other = replace(row, name=replace(origin, head="clf"), accuracy=Estimate(0.52, 90, 0.45, 0.54))
-    said = " ".join(remarks(replace(board, rows=(row, other)), Origin.of([origin], "hh")))
+    behind = Estimate(-0.03, 30, -0.05, -0.01)
+    other = replace(row, name=replace(origin, head="clf"), accuracy=Estimate(0.52, 90, 0.45, 0.54), behind=behind)
+    level = replace(other, behind=Estimate(-0.03, 30, -0.07, 0.01))
+    said = " ".join(remarks([row, other, level], Origin.of([origin], "hh")))
     assert "bt is highest: 55.0 % [40.0, 70.0] of 30 pairs." in said
-    assert "The intervals of 0 of the other 1 reach that value." in said
+    assert "On the same pairs, 1 of the other 2 shown cannot be told from it." in said
     assert "Rows rest on 30 to 90 pairs" in said
-    assert "2 of 2 cannot be told from chance" in said
+    assert "3 of 3 cannot be told from chance" in said
     assert "length alone does at least as well (60.0 %)" in said
 
 
@@ -182,8 +207,51 @@ def test_an_interval_row_draws_what_is_known() -> None:
 
 def test_labels_of_equal_curves_do_not_overlap() -> None:
     gold = [Estimate(value, 5, value - 1, value + 1) for value in (0.0, 1.0)]
-    chart = curve_chart([Line(f"s{k}", f"head {k}", (1, 2), gold, banded=True) for k in range(6)])
+    chart = curve_chart([Line(f"s{k}", f"head {k}", (1, 2), gold, banded=True) for k in range(6)], left=1, right=2)
     tops = [label.top for label in chart.labels]
     assert all(after - before >= LABEL_GAP - 1e-9 for before, after in pairwise(tops))
-    assert [tick.text for tick in chart.n_ticks] == ["1", "2"]
-    assert [tick.text for tick in chart.kl_ticks] == ["0.00", "0.19"]
+    assert chart.svg.count('class="band') == 6
+
+
+def test_a_pool_has_labels_of_n_and_of_the_bound_on_kl_at_the_same_places(store: Path) -> None:
+    (curves,) = gather(store).curves
+    assert [tick.text for tick in curves.n_ticks] == ["1", "2", "4"]
+    assert [tick.text for tick in curves.kl_ticks] == ["0", "0.19", "0.64"]  # log 4 - 3 / 4 = 0.636
+    assert (
+        [tick.position for tick in curves.n_ticks] == [tick.position for tick in curves.kl_ticks] == [0.0, 50.0, 100.0]
+    )
+
+
+def test_a_long_curve_is_thinned_to_its_ends_and_what_can_be_told_apart() -> None:
+    drawn = thinned(500)
+    assert drawn[0] == 0
+    assert drawn[-1] == 499
+    assert len(drawn) <= MOST_POINTS
+    assert thinned(11) == list(range(11))
+
+
+def test_a_shade_says_how_far_from_neutral_and_on_which_side() -> None:
+    assert [shade(value, neutral=0.5, full=1.0) for value in (0.5, 0.54, 0.6, 0.75, 1.0)] == ["", "", "a1", "a3", "a5"]
+    assert [shade(value, neutral=0.0, full=0.8) for value in (-0.8, -2.0, -0.2)] == ["b5", "b5", "b1"]
+    assert shade(math.nan, neutral=0.5, full=1.0) == ""
+
+
+def test_commands_are_quoted_for_the_shell() -> None:
+    plain = "SELECT * FROM leaderboard WHERE dataset = 'hh'"
+    assert query_command(plain) == f'pipeline query "{plain}"'
+    for name in ('a"b', "$HOME", "`x`", "it''s", "a\\b"):
+        assert shlex.split(query_command(f"SELECT '{name}'")) == ["pipeline", "query", f"SELECT '{name}'"]
+
+
+def test_judges_of_one_pool_have_a_figure_each(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path, "hh", prompts=6)
+    run_id = write_run(tmp_path, dataset, "bt", noise=1.0)
+    path = tmp_path / "runs" / run_id / "metrics.parquet"
+    rows = pq.read_table(path).to_pylist()
+    pooled = [row for row in rows if row["metric"].startswith(("best_of_n", "gold_", "finite_pool"))]
+    judged = [{**row, "subset": judge} for row in pooled for judge in ("ann", "bob")]
+    kept = [row for row in rows if row not in pooled]
+    write_table(path, pa.Table.from_pylist([*kept, *judged], schema=METRICS))
+    findings = gather(tmp_path)
+    assert [curves.judge for curves in findings.curves] == ["ann", "bob"]
+    assert "gold by ann" in Page(render(findings)).text

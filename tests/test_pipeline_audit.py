@@ -220,7 +220,7 @@ def test_the_report_says_how_the_copy_was_made(run_cli: Callable[..., Any], tmp_
     dataset = write_dataset(tmp_path, "a", [pair(number) for number in range(20)])
     write_embeddings(tmp_path, [dataset])
     audit(run_cli, tmp_path, "--train", "a", "--on", "a", "--no-vectors", "--drop", "clean")
-    from bench.provenance import commands
+    from bench.report.provenance import commands
     from bench.results import connect
     from cache.files import read_json
 

@@ -91,6 +91,10 @@ def test_rm_bench_makes_nine_pairs_by_difficulty(read: Read) -> None:
         ("b", "d"): "chat/easy", ("b", "e"): "chat/normal", ("b", "f"): "chat/hard",
         ("c", "d"): "chat/easy", ("c", "e"): "chat/easy", ("c", "f"): "chat/normal",
     }  # fmt: skip
+    styles = dict(zip([pair[1:] for pair in pairs(dataset)], dataset["pairs"]["source"].to_pylist(), strict=True))
+    assert styles["a", "d"] == "concise > concise"
+    assert styles["a", "f"] == "concise > detailed markdown"
+    assert styles["c", "e"] == "detailed markdown > detailed"
     assert dataset["responses"]["subset"].to_pylist() == ["chat"] * 6
     generators = dataset["responses"]["generator"].to_pylist()
     assert generators == ["concise", "detailed", "detailed markdown"] * 2

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import Read, assistant, user
 
-from bench.provenance import _source
+from bench.report.provenance import _source
 from bench.rules import RULES
 from cache.records import Dataset
 from pipeline.readers import FORMATS

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pipeline_fit_jobs import planted_store
 
-from bench.findings import group_names
+from bench.report.names import group_names
 from cache.splits import is_test
 from cache.store import Store
 from cache.views import TrainingView

@@ -139,7 +139,7 @@ def _add(example: Example, builder: DatasetBuilder) -> None:
         for answer in example.responses
     ]
     for pair in example.pairs:
-        subset, source = pair.subset or example.subset, example.source
+        subset, source = pair.subset or example.subset, pair.source or example.source
         builder.add_pair(ids[pair.chosen], ids[pair.rejected], margin=pair.margin, subset=subset, source=source)
     for key, answer in zip(ids, example.responses, strict=True):
         for attribute, score in answer.attributes.items():

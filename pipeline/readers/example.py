@@ -36,12 +36,16 @@ class Answer:
 
 
 class Preference(NamedTuple):
-    """Positions of the chosen and the rejected answer in `Example.responses`; margin and subset where they have one."""
+    """Positions of the chosen and the rejected answer in `Example.responses`; what else the pair has of its own.
+
+    `source` stands for `Example.source` where pairs of one row have different ones.
+    """
 
     chosen: int
     rejected: int
     margin: float | None = None
     subset: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)

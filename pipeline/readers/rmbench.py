@@ -2,7 +2,8 @@
 
 Every chosen response is preferred to every rejected one: nine pairs, whose subset is the domain and how hard they are.
 Hard is a pair whose rejected response is the more adorned one, easy its mirror image (arXiv:2410.16184, section 3.3).
-Two styles may have the same text, so the pair says it, and not the responses.
+Two styles may have the same text, so the pair says it, and not the responses: its source is "concise > detailed" where
+a concise response is preferred to a detailed one.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,12 @@ def _parse(row: Row) -> Example:
     answers = [Answer(text, style) for texts in (chosen, rejected) for text, style in zip(texts, STYLES, strict=True)]
     domain, count = cells.label(row, "domain"), len(STYLES)
     pairs = [
-        Preference(better, count + worse, subset=f"{domain or 'all'}/{_difficulty(better, worse)}")
+        Preference(
+            better,
+            count + worse,
+            subset=f"{domain or 'all'}/{_difficulty(better, worse)}",
+            source=f"{STYLES[better]} > {STYLES[worse]}",
+        )
         for better in range(count)
         for worse in range(count)
     ]

@@ -32,7 +32,7 @@ def commands(
         connection: of `bench.results.connect`.
         datasets: dataset.json by dataset.
         specs: spec.json by fingerprint.
-        groups: `bench.findings.Findings.groups`.
+        groups: `bench.report.page.Findings.groups`.
     """
     for fingerprint, dataset in _embedded(connection):
         if "audit" not in datasets[dataset]["origin"]:  # its texts are the original's, and have their vectors

@@ -1,0 +1,98 @@
+"""Margins of a dataset's pairs by any score, from scores.parquet: for paired differences and for the worst pairs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from bench.comparison import compare, pair_credits
+from bench.intervals import Estimate, Floats
+from bench.report.source import NONE, Score, Source, quoted
+from bench.results import run_query
+
+MOST_COMPARED = 20_000  # pairs of a dataset; beyond, `pipeline compare` takes the time that it takes
+
+
+@dataclass(frozen=True)
+class Margins:
+    """The pairs of one dataset.
+
+    Attributes:
+        source: the store.
+        dataset: whose pairs.
+        pairs: pair_id, chosen_id, rejected_id, subset, prompt_id; m rows.
+    """
+
+    source: Source
+    dataset: str
+    pairs: pa.Table
+    _known: dict[Score, Floats] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, source: Source, dataset: str) -> "Margins":
+        """Of all pairs of a dataset."""
+        sql = f"""SELECT p.pair_id, p.chosen_id, p.rejected_id, p.subset, r.prompt_id
+        FROM pairs p JOIN responses r ON r.dataset = p.dataset AND r.response_id = p.chosen_id
+        WHERE p.dataset = {quoted(dataset)}"""
+        return cls(source, dataset, run_query(source.connection, sql).combine_chunks())
+
+    @property
+    def few(self) -> bool:
+        """Whether there are few enough pairs to hold every head's scores against each other."""
+        return len(self.pairs) <= MOST_COMPARED
+
+    def by_seed(self, score: Score, *, seeds: int | None = None) -> Floats:
+        """Score(chosen) - score(rejected) for each seed, NaN where a seed has no score of a response; (m, seeds).
+
+        A run has scores of the prompts it was not fitted on alone. `seeds` takes only the first of them.
+        """
+        if score not in self._known:
+            runs = self.source.seeds(score.group)[:seeds]
+            self._known[score] = np.stack([self._one(run_id, score.scorer) for run_id in runs], axis=1)
+        return self._known[score]
+
+    def difference(self, score: Score, reference: Score) -> Estimate:
+        """Paired difference of accuracy (a tie counts one half) to the reference, on the pairs that both may judge."""
+        ours, theirs = self.by_seed(score), self.by_seed(reference)
+        shared = np.isfinite(ours).all(axis=1) & np.isfinite(theirs).all(axis=1)
+        if not shared.any():
+            return NONE
+        prompts = self.pairs["prompt_id"].combine_chunks().dictionary_encode().indices.to_numpy()[shared]
+        credit = [_credits(margins[shared]) for margins in (theirs, ours)]
+        return compare(credit[0], {"score": credit[1]}, prompts, swaps=0)["score"].difference
+
+    def wrong(self, score: Score) -> NDArray[np.bool_]:
+        """Whether the mean margin over seeds is negative; False where there is none. (m,)."""
+        return np.asarray(np.nan_to_num(self.by_seed(score).mean(axis=1)) < 0, dtype=np.bool_)
+
+    def _one(self, run_id: str, scorer: str) -> Floats:
+        table = self.source.scores(run_id)
+        values = np.asarray(table[score_column(table, scorer)].to_numpy(zero_copy_only=False), dtype=np.float64)
+        padded = np.append(values, np.nan)  # index -1 for "no score"
+        ids = table["response_id"].combine_chunks()
+        ends = [
+            np.asarray(pc.fill_null(pc.index_in(self.pairs[column], value_set=ids), -1).to_numpy(), dtype=np.int64)
+            for column in ("chosen_id", "rejected_id")
+        ]
+        margins: Floats = padded[ends[0]] - padded[ends[1]]
+        return margins
+
+
+def score_column(table: pa.Table, scorer: str) -> str:
+    """The column of scores.parquet that has a score: its own where a head gives several, else `score`."""
+    named = scorer != "reward" and scorer in table.column_names and table[scorer].null_count < len(table)
+    return scorer if named else "score"
+
+
+def differences(margins: Margins, reference: Score, others: Sequence[Score]) -> dict[Score, Estimate]:
+    """Each score's paired difference to the reference; nothing where there are too many pairs."""
+    if not margins.few:
+        return {}
+    return {score: margins.difference(score, reference) for score in others if score != reference}
+
+
+def _credits(margins: Floats) -> Floats:
+    return np.stack([pair_credits(column) for column in margins.T], axis=1)

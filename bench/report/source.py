@@ -1,0 +1,195 @@
+"""What the pictures are drawn from: answers to queries, with the query beside, and who stands for each head.
+
+Numbers are means over the seeds of a group of runs; intervals are means of the seeds' interval ends. A *score* here is
+a group of runs and one of the scores that it gives.
+"""
+
+import math
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+
+from bench.intervals import Estimate
+from bench.report.names import CONTROLS, Name, control, group_names
+from bench.results import connect, run_query
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+Row = dict[str, Any]
+NONE = Estimate(math.nan, 0, math.nan, math.nan)
+
+
+class Score(NamedTuple):
+    """A group of runs and one of its scores; the group is "" for controls, which are the same for all groups."""
+
+    group: str
+    scorer: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A query and its rows."""
+
+    sql: str
+    rows: list[Row]
+
+    @property
+    def command(self) -> str:
+        """The shell line that prints these rows."""
+        return query_command(self.sql)
+
+    def by_score(self) -> dict[Score, list[Row]]:
+        """The rows of each score, in the order of the answer; of controls those of one group alone."""
+        found: dict[Score, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+        for row in self.rows:
+            own = Score("" if row["scorer"] in CONTROLS else row["group"], row["scorer"])
+            found[own][row["group"]].append(row)
+        # Groups may be judged on different prompts, and so may their controls: those on the most prompts are shown.
+        return {score: max(groups.values(), key=lambda rows: rows[0]["n"]) for score, groups in found.items()}
+
+
+@dataclass(frozen=True)
+class Source:
+    """An open store.
+
+    Attributes:
+        store: its folder.
+        connection: of `bench.results.connect`, with the metrics in memory: each picture asks for some of them.
+        runs: rows of the view `runs`, in the order in which they were made.
+    """
+
+    store: Path
+    connection: "DuckDBPyConnection"
+    runs: list[Row]
+    _scores: dict[str, pa.Table] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, store: Path) -> "Source":
+        """Open a store; ValueError if there is none."""
+        connection = connect(store)
+        connection.register("metrics_ever", run_query(connection, "SELECT * FROM metrics_ever"))
+        runs: list[Row] = run_query(connection, "SELECT * FROM runs ORDER BY created, run_id").to_pylist()
+        return cls(store, connection, runs)
+
+    def ask(self, sql: str) -> Answer:
+        """The answer to a query, told in one line."""
+        line = " ".join(sql.split())
+        return Answer(line, run_query(self.connection, line).to_pylist())
+
+    @cached_property
+    def names(self) -> dict[str, Name]:
+        """What each group is called."""
+        return group_names(self.runs)
+
+    def name(self, score: Score) -> Name:
+        """What a score is called."""
+        return control(score.scorer) if not score.group else self.names[score.group].scored(score.scorer)
+
+    def seeds(self, group: str) -> list[str]:
+        """The group's runs on true labels."""
+        return [run["run_id"] for run in self.runs if run["group"] == group and run["control"] is None]
+
+    def scores(self, run_id: str) -> pa.Table:
+        """A run's scores.parquet, read once; no rows for a run that was not judged."""
+        if run_id not in self._scores:
+            sql = f"SELECT * EXCLUDE (run_id) FROM scores WHERE run_id = {quoted(run_id)}"
+            self._scores[run_id] = run_query(self.connection, sql).combine_chunks()
+        return self._scores[run_id]
+
+    @cached_property
+    def judged_datasets(self) -> dict[str, set[str]]:
+        """By dataset, the metrics that were judged on it."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for row in self.ask("SELECT DISTINCT dataset, metric FROM metrics ORDER BY dataset, metric").rows:
+            found[row["dataset"]].add(row["metric"])
+        return dict(found)
+
+    def datasets_with(self, metric: str) -> list[str]:
+        """The datasets on which a metric was judged."""
+        return [dataset for dataset, metrics in self.judged_datasets.items() if metric in metrics]
+
+    @cached_property
+    def ranking(self) -> dict[str, list[Score]]:
+        """By dataset, the scores judged on it, best first: by pair accuracy, or by gold at the end of best-of-n."""
+        ranked: dict[str, list[Score]] = defaultdict(list)
+        for sql in (_BY_ACCURACY, _BY_GOLD):
+            found: dict[str, list[Score]] = defaultdict(list)
+            for row in self.ask(sql).rows:
+                found[row["dataset"]].append(Score(row["group"], row["scorer"]))
+            ranked |= {dataset: scores for dataset, scores in found.items() if dataset not in ranked}
+        return ranked
+
+    def ranked(self, dataset: str, scores: Iterable[Score]) -> list[Score]:
+        """The scores in the dataset's ranking, best first; those that it does not have come last."""
+        place = {score: k for k, score in enumerate(self.ranking.get(dataset, []))}
+        return sorted(scores, key=lambda score: place.get(score, len(place)))
+
+    def faces(self, ranked: Sequence[Score], *, apart: bool = False) -> list[Score]:
+        """Of scores, best first, the best of each head; `apart`: of each head and what it was fitted on."""
+        best: dict[tuple[str, str], Score] = {}
+        for score in ranked:
+            name = self.name(score)
+            best.setdefault((name.head, name.fitted_on if apart else ""), score)
+        return list(best.values())
+
+
+def shown_and_folded(source: Source, ranked: Sequence[Score], most: int) -> tuple[list[Score], list[Score]]:
+    """All of the scores where they are few; else the best of each head, then the others to fold away."""
+    if len(ranked) <= most:
+        return list(ranked), []
+    shown = source.faces(ranked, apart=True)[:most]
+    return shown, [score for score in ranked if score not in set(shown)]
+
+
+def means(dataset: str, metrics: Sequence[str], *, where: str = "true") -> str:
+    """The query for metrics of one dataset: one row for each group, scorer, subset, metric and `at`."""
+    names = ", ".join(map(quoted, metrics))
+    condition = "" if where == "true" else f" AND {where}"
+    return f"""
+    SELECT r.group, m.scorer, m.subset, m.metric, m.at, avg(m.value) AS value, avg(m.low) AS low, avg(m.high) AS high,
+    min(m.n) AS n, count(*) AS seeds FROM metrics m JOIN runs r USING (run_id)
+    WHERE m.dataset = {quoted(dataset)} AND r.control IS NULL AND m.metric IN ({names}){condition}
+    GROUP BY ALL ORDER BY ALL"""
+
+
+def estimate(row: Mapping[str, Any]) -> Estimate:
+    """The estimate in a row; NaN for what is null."""
+    return Estimate(number(row["value"]), int(row["n"]), number(row["low"]), number(row["high"]))
+
+
+def number(value: float | None) -> float:
+    """NaN for null."""
+    return math.nan if value is None else float(value)
+
+
+def keyed(rows: Iterable[Row], *columns: str) -> dict[Any, Estimate]:
+    """Estimates by one column, or by a tuple of several."""
+    return {row[columns[0]] if len(columns) == 1 else tuple(row[c] for c in columns): estimate(row) for row in rows}
+
+
+def quoted(text: str) -> str:
+    """A string of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def query_command(sql: str) -> str:
+    """A shell line that asks the store; in double quotes, which are easier to read, where the shell leaves them be."""
+    return f'pipeline query "{sql}"' if not set(sql) & set('"$`\\!') else shlex.join(["pipeline", "query", sql])
+
+
+_BY_ACCURACY = """
+    SELECT dataset, leaderboard.group, scorer FROM leaderboard WHERE accuracy IS NOT NULL
+    ORDER BY dataset, accuracy DESC, leaderboard.group, scorer"""
+_BY_GOLD = """
+    WITH ends AS (SELECT dataset, max(m.at) AS n FROM metrics m WHERE m.metric = 'best_of_n' GROUP BY dataset)
+    SELECT m.dataset, r.group, m.scorer FROM ends JOIN metrics m ON m.dataset = ends.dataset AND m.at = ends.n
+    JOIN runs r USING (run_id) WHERE m.metric = 'best_of_n' AND r.control IS NULL
+    AND m.scorer NOT IN ('length', 'oracle', 'random')
+    GROUP BY ALL ORDER BY m.dataset, avg(m.value) DESC, r.group, m.scorer"""
