@@ -220,7 +220,7 @@ def evaluate(as_json: bool, **options: Any) -> None:  # noqa: ANN401
 @store_option
 @one_sentence_errors
 def report(output: Path, store: Path) -> None:
-    """Write one self-contained HTML page: leaderboard, curves, controls, data and spec."""
+    """Write one self-contained HTML page: leaderboards, benchmarks, curves, calibration, the most wrong pairs, data."""
     from bench.report import write_report
 
     write_report(store, output)

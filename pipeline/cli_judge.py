@@ -15,6 +15,7 @@ from pipeline.command import json_option, one_sentence_errors, print_rows, store
     "--best-of", type=click.IntRange(1), metavar="N", help="Compare the gold of best-of-N, not pair accuracy."
 )
 @click.option("--judge", help="Whose gold scores, where the dataset has several judges'.")
+@click.option("--attribute", metavar="NAME", help="Compare the R2 of this attribute's predictions, not pair accuracy.")
 @json_option
 @store_option
 @one_sentence_errors

@@ -7,7 +7,7 @@ and every choice among a prompt's responses is random.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,15 @@ from bench.comparison import Compared, benjamini_hochberg, compare, pair_credits
 from bench.intervals import Floats
 from cache.records import Dataset
 from cache.store import Store
+from pipeline.evaluate import attribute_column
 from pipeline.fit_data import trained_prompts
 from pipeline.judged import Contender, contender_of, judged_as, scores_of
 
 Row = dict[str, Any]
 RANDOM = "random"
+MEAN = "mean"
 _JSON_ONLY = ("seed_values", "control")
+_SHARED = ("dataset", "metric", "at", "attribute", "reference", "rows", "prompts")  # of every row of the JSON
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class CompareOptions:
         best_of: compare the expected gold of best-of-N, not pair accuracy; for a dataset without pairs the default is
             the number of samples that most responses' prompts have.
         judge: whose gold scores, where a dataset has several judges'.
+        attribute: compare the R2 of this attribute's predictions, not pair accuracy.
     """
 
     runs: tuple[str, ...]
@@ -47,6 +51,7 @@ class CompareOptions:
     store: Path
     best_of: int | None = None
     judge: str | None = None
+    attribute: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,11 @@ class Comparison:
 
     Attributes:
         dataset: what it was compared on.
-        metric: pair_accuracy or best_of_n.
+        metric: pair_accuracy, best_of_n or attribute_r2.
         at: n of best-of-n.
+        attribute: of attribute_r2.
         reference: the first score named.
-        rows: pairs, or prompts of a pool.
+        rows: pairs, prompts of a pool, or annotated responses.
         prompts: of those rows.
         left_out: pairs or samples of other prompts that a score lacks (dropped as over-long).
         scores: one row for each score: the reference, the others, then controls.
@@ -67,6 +73,7 @@ class Comparison:
     dataset: str
     metric: str
     at: int | None
+    attribute: str | None
     reference: str
     rows: int
     prompts: int
@@ -75,8 +82,11 @@ class Comparison:
 
     def sentence(self) -> str:
         """What was compared on what."""
-        what = "pair accuracy, a tie as one half" if self.at is None else f"expected gold of best of {self.at}"
-        rows = f"{self.rows:,} pairs of {self.prompts:,} prompts" if self.at is None else f"{self.rows:,} prompts"
+        what, rows = {
+            "pair_accuracy": ("pair accuracy, a tie as one half", f"{self.rows:,} pairs of {self.prompts:,} prompts"),
+            "best_of_n": (f"expected gold of best of {self.at}", f"{self.rows:,} prompts"),
+            "attribute_r2": (f"R2 of {self.attribute}", f"{self.rows:,} responses to {self.prompts:,} prompts"),
+        }[self.metric]
         without = f"; {self.left_out:,} rows without a score left out" if self.left_out else ""
         return f"{self.dataset}: {what}, on {rows} that none was fitted on{without}; differences to {self.reference}"
 
@@ -86,7 +96,7 @@ class Comparison:
 
     def as_dicts(self) -> list[Row]:
         """All of it, one object for each score."""
-        shared = {key: getattr(self, key) for key in ("dataset", "metric", "at", "reference", "rows", "prompts")}
+        shared = {key: getattr(self, key) for key in _SHARED}
         return [{**row, **shared} for row in self.scores]
 
 
@@ -108,16 +118,10 @@ def compare_runs(options: CompareOptions) -> Comparison:
     """
     store = Store(options.store)
     dataset = store.dataset(options.on)
-    named = _contenders(store, options.runs)
+    named = _contenders(store, options.runs, options.attribute)
     contenders = [*named, *_shuffled(store, named, dataset)]
     scores = {one.name: scores_of(store, one, dataset) for one in contenders}
-    lengths = pc.utf8_length(dataset["responses"]["response"]).to_numpy().astype(np.float64)
-    scores["length"] = lengths[:, None]
-    keep = _unseen(store, named, dataset)
-    if options.best_of is None and len(dataset["pairs"]):
-        at, rows = None, _pair_rows(dataset, scores, keep)
-    else:
-        at, rows = _pool_rows(dataset, scores, keep, options.best_of, options.judge)
+    metric, at, rows = _compared_rows(dataset, scores, _unseen(store, named, dataset), options)
     reference, *others = rows.values
     compared = compare(rows.values[reference], {name: rows.values[name] for name in others}, rows.prompts)
     challengers = [one.name for one in named[1:]]
@@ -125,8 +129,9 @@ def compare_runs(options: CompareOptions) -> Comparison:
     p_of = dict(zip(challengers, map(float, adjusted), strict=True))
     return Comparison(
         dataset=dataset.name,
-        metric="pair_accuracy" if at is None else "best_of_n",
+        metric=metric,
         at=at,
+        attribute=options.attribute,
         reference=reference,
         rows=len(rows.prompts),
         prompts=len(np.unique(rows.prompts)),
@@ -136,6 +141,20 @@ def compare_runs(options: CompareOptions) -> Comparison:
             *(_row(name, rows, found, p_of.get(name)) for name, found in compared.items()),
         ),
     )
+
+
+def _compared_rows(
+    dataset: Dataset, scores: Mapping[str, Floats], keep: NDArray[np.bool_], options: CompareOptions
+) -> tuple[str, int | None, _Rows]:
+    """The metric, n of best-of-n, and the rows; response length stands beside rewards as a control."""
+    if options.attribute is not None:
+        return "attribute_r2", None, _attribute_rows(dataset, scores, keep, options.attribute)
+    lengths = pc.utf8_length(dataset["responses"]["response"]).to_numpy().astype(np.float64)
+    beside = {**scores, "length": lengths[:, None]}
+    if options.best_of is None and len(dataset["pairs"]):
+        return "pair_accuracy", None, _pair_rows(dataset, beside, keep)
+    at, rows = _pool_rows(dataset, beside, keep, options.best_of, options.judge)
+    return "best_of_n", at, rows
 
 
 def _row(name: str, rows: _Rows, found: Compared | None, adjusted: float | None) -> Row:
@@ -164,12 +183,17 @@ def _row(name: str, rows: _Rows, found: Compared | None, adjusted: float | None)
     return {key: None if isinstance(cell, float) and math.isnan(cell) else cell for key, cell in row.items()}
 
 
-def _contenders(store: Store, names: Sequence[str]) -> list[Contender]:
+def _contenders(store: Store, names: Sequence[str], attribute: str | None) -> list[Contender]:
     if len(names) < 2:
         raise ValueError(f"comparing takes two runs or groups or more, got {len(names)}; see `pipeline ls`")
     if len(set(names)) < len(names):
         raise ValueError(f"{max(names, key=list(names).count)} is named twice; name each run or group once")
-    return [contender_of(store, name) for name in names]
+    found = [contender_of(store, name) for name in names]
+    if attribute is None:
+        return found
+    if any(one.scorer for one in found):
+        raise ValueError("--attribute compares predictions of that attribute; name runs or groups without a score")
+    return [replace(one, scorer=attribute_column(attribute)) for one in found]
 
 
 def _shuffled(store: Store, named: Sequence[Contender], dataset: Dataset) -> list[Contender]:
@@ -250,6 +274,37 @@ def _pool_rows(
     }
     values[RANDOM] = prompt_curves(np.zeros(len(gold)), gold, prompts)[:, [n - 1]]
     return n, _Rows(values, np.unique(prompts), {}, left_out)
+
+
+def _attribute_rows(dataset: Dataset, scores: Mapping[str, Floats], keep: NDArray[np.bool_], attribute: str) -> _Rows:
+    """1 - (prediction - annotation)^2 / variance of the annotations, whose mean over rows is R2.
+
+    The control predicts the annotations' mean. Several annotations of a response are averaged first.
+    """
+    table = dataset["attributes"].filter(pc.field("attribute") == attribute)
+    known = dataset["attributes"]["attribute"].unique().to_pylist()
+    if attribute not in known:
+        raise ValueError(
+            f"{dataset.name!r} has no annotated {attribute!r}; it has {', '.join(known) or 'no attributes'}"
+        )
+    table = table.group_by("response_id").aggregate([("score", "mean")])
+    ids = dataset["responses"]["response_id"].combine_chunks()
+    rows = np.asarray(pc.index_in(table["response_id"], value_set=ids).to_numpy(), dtype=np.int64)
+    whole = keep[rows] & np.all([_whole(score)[rows] for score in scores.values()], axis=0)
+    left_out = int((keep[rows] & ~whole).sum())
+    rows, target = rows[whole], table["score_mean"].to_numpy()[whole]
+    variance = float(np.var(target)) if len(target) else 0.0
+    if variance == 0:
+        raise ValueError(
+            f"{len(target)} responses of {dataset.name!r} that none of the runs was fitted on have {attribute!r}, "
+            "and it does not vary there; compare on another dataset or attribute"
+        )
+    predictions = {
+        **{name: score[rows] for name, score in scores.items()},
+        MEAN: np.full((len(rows), 1), target.mean()),
+    }
+    values = {name: 1 - np.square(score - target[:, None]) / variance for name, score in predictions.items()}
+    return _Rows(values, _prompt_numbers(dataset)[rows], {}, left_out)
 
 
 def _gold_of(dataset: Dataset, judge: str | None) -> pa.Table:

@@ -272,11 +272,15 @@ def _score_table(
     first, *others = scores
     columns = {"run_id": pa.array([run_id] * len(ids)), "response_id": pa.array(ids, pa.string())}
     columns["score"] = pa.array(scores[first][held.keep])
-    named = {first: scores[first], **{name: scores[name] for name in others}} if others else {}
-    for name, values in {**named, **predicted}.items():
-        column = f"attribute_{name}" if name in columns else name
-        columns[column] = pa.array(values[held.keep])
+    named = scores if others else {}
+    for name, values in {**named, **{attribute_column(name): values for name, values in predicted.items()}}.items():
+        columns[name] = pa.array(values[held.keep])
     return pa.table(columns)
+
+
+def attribute_column(name: str) -> str:
+    """The column of scores.parquet with an attribute's predictions: its name, unless that is kept for a score."""
+    return f"attribute_{name}" if name in ("run_id", "response_id", "score", "F", "L", "M") else name
 
 
 def _merge(path: Path, new: pa.Table, key: str) -> None:

@@ -62,6 +62,10 @@ def test_a_pool_is_judged_at_every_n_with_best_and_random_beside() -> None:
     assert value(rows, "reward", "best_of_n", at=1.0) == pytest.approx((0.5 + 3) / 2)
     assert value(rows, "reward", "gold_spearman_within") == pytest.approx(0.0)
     assert value(rows, "reward", "best_of_n_proxy", at=2.0) == pytest.approx((2 + 3) / 2)
+    assert value(rows, "reward", "best_of_n_gain", at=1.0) == 0.0
+    assert value(rows, "reward", "best_of_n_gain", at=2.0) == pytest.approx((0.5 - 1.0) / 2)
+    assert value(rows, "reward", "best_of_n_proxy_gain", at=2.0) == pytest.approx((0.5 + 1.0) / 2)
+    assert value(rows, "oracle", "best_of_n_gain", at=2.0) == pytest.approx((0.5 + 1.0) / 2)
     assert value(rows, "reward", "gold_kendall_within") == pytest.approx(0.0)
     assert value(rows, "reward", "gold_order_consistency") == 0.5
     assert max(row.at for row in rows if row.metric == "best_of_n" and row.at is not None) == 2.0

@@ -9,6 +9,7 @@ import pytest
 from bench.intervals import Floats
 from bench.rules import RULES, Comparisons, RuleRow, judge_by_rule, missing_parts, rule_of
 from bench.rules.rewardbench import PAIRS, SUBSETS
+from bench.rules.rmbench import STYLE_PAIRS, STYLES, difficulty
 
 Group = tuple[str | None, str | None, Sequence[float], Sequence[float]]  # subset, item, chosen and rejected scores
 
@@ -165,9 +166,12 @@ def rm_bench_groups(domain: str, matrix: Floats, prompts: int) -> list[Group]:
     """Pairs of `prompts` prompts whose share won is the matrix; of those not won every second one is a tie."""
     groups = []
     for (chosen, rejected), share in np.ndenumerate(matrix):
-        difficulty = "normal" if chosen == rejected else ("easy" if chosen > rejected else "hard")
-        groups += results(f"{domain}/{difficulty}", prompts, round(share * prompts))
+        groups += results(f"{domain}/{_difficulty(chosen, rejected)}", prompts, round(share * prompts))
     return groups
+
+
+def _difficulty(chosen: int, rejected: int) -> str:
+    return "normal" if chosen == rejected else ("easy" if chosen > rejected else "hard")
 
 
 def test_rm_bench_matrix_by_hand() -> None:
@@ -186,6 +190,28 @@ def test_rm_bench_matrix_by_hand() -> None:
     assert {part: rows[part].estimate.value for part in expected} == pytest.approx(expected)
     assert all(row.partial for row in rows.values())
     assert missing_parts((row.part, row.estimate.n) for row in rows.values()) == ["code", "math"]
+
+
+def test_rm_bench_by_style_is_the_matrix_itself() -> None:
+    groups = [
+        (subset, f"{STYLES[chosen]} > {STYLES[rejected]}", better, worse)
+        for (chosen, rejected), share in np.ndenumerate(MATRIX)
+        for domain, won in (("chat", share), ("safety-refuse", 1.0))
+        for subset, _, better, worse in results(f"{domain}/{_difficulty(chosen, rejected)}", 4, round(4 * won))
+    ]
+    rows = judged("rm_bench", groups)
+    styles = {part: row for (part, metric), row in rows.items() if metric == "rm_bench_style"}
+    assert list(styles) == list(STYLE_PAIRS)
+    found = np.array([row.estimate.value for row in styles.values()]).reshape(3, 3)
+    np.testing.assert_allclose(found, (MATRIX + 1) / 2)  # the mean of the two domains
+    assert all(row.partial for row in styles.values())
+    assert found[np.triu_indices(3, 1)].mean() == pytest.approx(rows["hard", "rm_bench"].estimate.value)
+    assert difficulty("safety-refuse/hard") == "hard"
+    assert difficulty("chat") is difficulty(None) is None
+
+
+def test_rm_bench_without_styles_has_no_matrix_of_them() -> None:
+    assert {metric for _, metric in judged("rm_bench", rm_bench_groups("chat", MATRIX, 4))} == {"rm_bench"}
 
 
 def test_rm_bench_of_the_published_size_is_not_partial() -> None:

@@ -324,3 +324,38 @@ def test_scores_of_a_head_that_gives_one_are_named_by_its_group_alone(findings: 
     assert words[:2] == ["pipeline", "compare"]
     named = [word for word in words[2:] if word.startswith(("ridge", "smorm", "linear"))]
     assert sum(":" in word for word in named) == 3  # F, L and M of smorm
+
+
+def test_compare_takes_predictions_of_an_attribute(store: Path, run_cli: Callable[..., Any]) -> None:
+    groups = {run["head"]: run["group"] for run in map(Store(store).run, Store(store).run_names())}
+    words = ("compare", groups["ridge"], groups["smorm"], "--on", "attrs", "--attribute", "use", "--store", store)
+    result = run_cli(*words, "--json")
+    assert result.exit_code == 0, result.output
+    rows = {row["score"]: row for row in json.loads(result.stdout)}
+    for head in ("ridge", "smorm"):
+        stored = metric(store, head, "attribute:use", "attribute_r2", "attrs", None)
+        assert rows[groups[head]]["value"] == pytest.approx(stored)
+    assert rows["mean"]["value"] == pytest.approx(0)
+    assert set(rows) == {groups["ridge"], groups["smorm"], "mean"}
+    assert rows[groups["smorm"]]["metric"] == "attribute_r2"
+    difference = rows[groups["smorm"]]["value"] - rows[groups["ridge"]]["value"]
+    assert rows[groups["smorm"]]["difference"] == pytest.approx(difference)
+    assert "attrs: R2 of use, on " in run_cli(*words).stderr
+
+
+@pytest.mark.parametrize(
+    ("attribute", "on", "names", "said"),
+    [
+        ("use", "prefs", ("ridge", "smorm"), "'prefs' has no annotated 'use'; it has no attributes"),
+        ("use", "attrs", ("ridge", "linear"), "has no score 'use'"),
+        ("use", "attrs", ("ridge", "smorm:F"), "name runs or groups without a score"),
+    ],
+)
+def test_an_attribute_that_cannot_be_compared_is_one_sentence(
+    attribute: str, on: str, names: tuple[str, ...], said: str, store: Path, run_cli: Callable[..., Any]
+) -> None:
+    groups = {run["head"]: run["group"] for run in map(Store(store).run, Store(store).run_names())}
+    named = [name.replace(head, groups[head]) for name in names for head in [name.partition(":")[0]]]
+    result = run_cli("compare", *named, "--on", on, "--attribute", attribute, "--store", store)
+    assert result.exit_code == 1
+    assert said in result.stderr

@@ -15,6 +15,7 @@ from bench.report.source import NONE, Answer, Score, Source, keyed, means, shown
 NAMED = 6  # panels
 CURVES = ("reliability", "reliability_confidence", "reliability_calibrated", "reliability_confidence_calibrated")
 NUMBERS = ("calibration_error", "calibration_error_calibrated", "log_loss", "log_loss_calibrated", "temperature")
+LEAST_PAIRS = 5  # of a bin that is drawn: fewer say nothing, and would stretch the axis
 DIAGONAL = [Estimate(x, 0, math.nan, math.nan) for x in (0.5, 1.0)]
 
 
@@ -72,7 +73,7 @@ def _panels(
         score: [_bins(found[score], "_calibrated", "calibrated"), _bins(found[score], "", "raw")] for score in faces
     }
     lows = [end for of_score in lines.values() for line in of_score for one in line.y for end in (one.low, one.value)]
-    axis = Axis.over([0.5, 1.0, *lows], steps=4)
+    axis = Axis.over([0.5, 1.0, *lows], steps=6)
     panels = []
     for score, of_score in lines.items():
         both = [*of_score, Line("diagonal", "", [0.5, 1.0], DIAGONAL)]
@@ -86,6 +87,7 @@ def _bins(found: Mapping[tuple[str, float | None], Estimate], suffix: str, css: 
     edges = [0.5 + k / (2 * BINS) for k in range(BINS)]
     confidence = [_near(found, f"reliability_confidence{suffix}", edge) for edge in edges]
     accuracy = [_near(found, f"reliability{suffix}", edge) for edge in edges]
+    accuracy = [one if one.n >= LEAST_PAIRS else NONE for one in accuracy]
     return Line(css, "", [one.value for one in confidence], accuracy, dotted=True)
 
 

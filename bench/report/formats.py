@@ -29,7 +29,9 @@ def short(value: float) -> str:
 
 def signed(value: float) -> str:
     """A difference of shares in points, with its sign."""
-    return f"{100 * value:+.1f}".replace("-", MINUS) if math.isfinite(value) else DASH
+    if not math.isfinite(value):
+        return DASH
+    return "0.0" if abs(value) < 0.0005 else f"{100 * value:+.1f}".replace("-", MINUS)
 
 
 def count(value: int) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 
 from bench.intervals import Estimate
-from bench.report.names import CONTROLS, Name, control, group_names
+from bench.report.names import CONTROLS, Name, Origin, control, group_names
 from bench.results import connect, run_query
 
 if TYPE_CHECKING:
@@ -141,11 +141,19 @@ class Source:
 
 
 def shown_and_folded(source: Source, ranked: Sequence[Score], most: int) -> tuple[list[Score], list[Score]]:
-    """All of the scores where they are few; else the best of each head, then the others to fold away."""
-    if len(ranked) <= most:
-        return list(ranked), []
-    shown = source.faces(ranked, apart=True)[:most]
-    return shown, [score for score in ranked if score not in set(shown)]
+    """All of the scores where they are few; else the best of each head, then the others to fold away.
+
+    Where one head was fitted on several datasets, those that were fitted on the same stand together.
+    """
+    few = len(ranked) <= most
+    shown = list(ranked) if few else source.faces(ranked, apart=True)[:most]
+    folded = [score for score in ranked if score not in set(shown)]
+    names = {score: source.name(score) for score in ranked}
+    if not Origin.of(names.values(), "").told:
+        return shown, folded
+    first = {origin: k for k, origin in reversed([*enumerate(name.fitted_on for name in names.values())])}
+    together = {score: first[name.fitted_on] for score, name in names.items()}
+    return sorted(shown, key=together.__getitem__), sorted(folded, key=together.__getitem__)
 
 
 def means(dataset: str, metrics: Sequence[str], *, where: str = "true") -> str:
