@@ -12,7 +12,7 @@ from bench.report.formats import number_with_interval
 from bench.report.heat import Heat, HeatCell, breakable, correlation_cell, heat
 from bench.report.leaderboard import SHOWN_ROWS
 from bench.report.names import Name, Origin
-from bench.report.source import NONE, Answer, Row, Source, estimate, means
+from bench.report.source import MOST_FOLDED, NONE, Answer, Row, Source, estimate, means
 from bench.rules.rmbench import DIFFICULTIES
 
 LEAST_R2 = -0.5  # of the figure: below it every value says the same, and would squeeze the others
@@ -99,7 +99,8 @@ def _profile(source: Source, dataset: str) -> Profile:
     groups = sorted(found, key=lambda group: -_mean(by["attribute_spearman"].value for by in found[group].values()))
     best = _best_groups(source, groups)
     few = len(groups) <= SHOWN_ROWS
-    shown, folded = (groups, []) if few else (best, [group for group in groups if group not in best])
+    shown = groups if few else best
+    folded = [group for group in groups if group not in shown][:MOST_FOLDED]
     attributes = sorted({attribute for by in found.values() for attribute in by})
     cells = {id(one): (one, by) for of in found.values() for by in of.values() for one in [by["attribute_spearman"]]}
     order = [*shown, *folded]

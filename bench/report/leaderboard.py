@@ -1,6 +1,7 @@
 """Pair accuracy: heads on one axis with intervals, seeds as dots, controls, and paired differences to the best."""
 
 import math
+import shlex
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
@@ -98,7 +99,7 @@ def boards(source: Source, margins: dict[str, Margins]) -> list[Board]:
         answer = source.ask(f"SELECT * FROM leaderboard WHERE dataset = {quoted(dataset)}")
         rows = {Score(row["group"], row["scorer"]): row for row in answer.rows if row["accuracy"] is not None}
         if rows:
-            shown, folded = shown_and_folded(source, list(rows), SHOWN_ROWS)
+            shown, folded = shown_and_folded(source, list(rows), SHOWN_ROWS, most_folded=None)
             behind = differences(margins[dataset], shown[0], shown)
             lines = {score: _row(source, score, rows[score], seeds.get((dataset, score), ())) for score in rows}
             ordered = [replace(lines[score], behind=behind.get(score, NONE)) for score in [*shown, *folded]]
@@ -166,10 +167,10 @@ def _compare(source: Source, dataset: str, shown: list[Score]) -> str:
     """The command for tests of the best score against the next ones."""
     if len(shown) < 2:
         return ""
-    return f"pipeline compare {' '.join(source_name(source, score) for score in shown[:6])} --on {dataset}"
+    return shlex.join(["pipeline", "compare", *(_named(source, score) for score in shown[:6]), "--on", dataset])
 
 
-def source_name(source: Source, score: Score) -> str:
+def _named(source: Source, score: Score) -> str:
     """A score as `pipeline compare` takes it: the group alone for its first score."""
     first = source.seeds(score.group)[0]
     named = score_column(source.scores(first), score.scorer) != "score"

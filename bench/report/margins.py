@@ -29,7 +29,7 @@ class Margins:
     source: Source
     dataset: str
     pairs: pa.Table
-    _known: dict[Score, Floats] = field(default_factory=dict)
+    _known: dict[Score, dict[str, Floats]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, source: Source, dataset: str) -> "Margins":
@@ -44,29 +44,41 @@ class Margins:
         """Whether there are few enough pairs to hold every head's scores against each other."""
         return len(self.pairs) <= MOST_COMPARED
 
-    def by_seed(self, score: Score, *, seeds: int | None = None) -> Floats:
-        """Score(chosen) - score(rejected) for each seed, NaN where a seed has no score of a response; (m, seeds).
+    def by_seed(self, score: Score) -> dict[str, Floats]:
+        """Score(chosen) - score(rejected) by run, NaN where it has no score of a response; each (m,).
 
-        A run has scores of the prompts it was not fitted on alone. `seeds` takes only the first of them.
+        A run has scores of the prompts it was not fitted on alone. Of runs, those that were judged here; where there
+        are many pairs, the first of them alone.
         """
         if score not in self._known:
-            runs = self.source.seeds(score.group)[:seeds]
-            self._known[score] = np.stack([self._one(run_id, score.scorer) for run_id in runs], axis=1)
+            found: dict[str, Floats] = {}
+            for run_id in self.source.seeds(score.group):
+                margins = self._one(run_id, score.scorer)
+                if np.isfinite(margins).any() and (self.few or not found):
+                    found[run_id] = margins
+            self._known[score] = found
         return self._known[score]
+
+    def mean(self, score: Score) -> Floats:
+        """The mean over seeds, NaN where one of them has no score; (m,)."""
+        by_seed = self.by_seed(score)
+        return np.mean(list(by_seed.values()), axis=0) if by_seed else np.full(len(self.pairs), np.nan)
 
     def difference(self, score: Score, reference: Score) -> Estimate:
         """Paired difference of accuracy (a tie counts one half) to the reference, on the pairs that both may judge."""
-        ours, theirs = self.by_seed(score), self.by_seed(reference)
-        shared = np.isfinite(ours).all(axis=1) & np.isfinite(theirs).all(axis=1)
+        shared = np.isfinite(self.mean(score)) & np.isfinite(self.mean(reference))
         if not shared.any():
             return NONE
         prompts = self.pairs["prompt_id"].combine_chunks().dictionary_encode().indices.to_numpy()[shared]
-        credit = [_credits(margins[shared]) for margins in (theirs, ours)]
-        return compare(credit[0], {"score": credit[1]}, prompts, swaps=0)["score"].difference
+        theirs, ours = (
+            np.stack([pair_credits(margins[shared]) for margins in self.by_seed(one).values()], axis=1)
+            for one in (reference, score)
+        )
+        return compare(theirs, {"score": ours}, prompts, swaps=0)["score"].difference
 
     def wrong(self, score: Score) -> NDArray[np.bool_]:
         """Whether the mean margin over seeds is negative; False where there is none. (m,)."""
-        return np.asarray(np.nan_to_num(self.by_seed(score).mean(axis=1)) < 0, dtype=np.bool_)
+        return np.asarray(np.nan_to_num(self.mean(score)) < 0, dtype=np.bool_)
 
     def _one(self, run_id: str, scorer: str) -> Floats:
         table = self.source.scores(run_id)
@@ -92,7 +104,3 @@ def differences(margins: Margins, reference: Score, others: Sequence[Score]) -> 
     if not margins.few:
         return {}
     return {score: margins.difference(score, reference) for score in others if score != reference}
-
-
-def _credits(margins: Floats) -> Floats:
-    return np.stack([pair_credits(column) for column in margins.T], axis=1)

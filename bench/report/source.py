@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 Row = dict[str, Any]
+MOST_FOLDED = 48  # rows that fold away; the leaderboards have all
 NONE = Estimate(math.nan, 0, math.nan, math.nan)
 
 
@@ -52,7 +53,7 @@ class Answer:
             own = Score("" if row["scorer"] in CONTROLS else row["group"], row["scorer"])
             found[own][row["group"]].append(row)
         # Groups may be judged on different prompts, and so may their controls: those on the most prompts are shown.
-        return {score: max(groups.values(), key=lambda rows: rows[0]["n"]) for score, groups in found.items()}
+        return {score: max(groups.values(), key=_most) for score, groups in found.items()}
 
 
 @dataclass(frozen=True)
@@ -140,14 +141,16 @@ class Source:
         return list(best.values())
 
 
-def shown_and_folded(source: Source, ranked: Sequence[Score], most: int) -> tuple[list[Score], list[Score]]:
-    """All of the scores where they are few; else the best of each head, then the others to fold away.
+def shown_and_folded(
+    source: Source, ranked: Sequence[Score], most: int, *, most_folded: int | None = MOST_FOLDED
+) -> tuple[list[Score], list[Score]]:
+    """All of the scores where they are few; else the best of each head, then the best of the others to fold away.
 
     Where one head was fitted on several datasets, those that were fitted on the same stand together.
     """
     few = len(ranked) <= most
     shown = list(ranked) if few else source.faces(ranked, apart=True)[:most]
-    folded = [score for score in ranked if score not in set(shown)]
+    folded = [score for score in ranked if score not in set(shown)][:most_folded]
     names = {score: source.name(score) for score in ranked}
     if not Origin.of(names.values(), "").told:
         return shown, folded
@@ -175,6 +178,10 @@ def estimate(row: Mapping[str, Any]) -> Estimate:
 def number(value: float | None) -> float:
     """NaN for null."""
     return math.nan if value is None else float(value)
+
+
+def _most(rows: Sequence[Row]) -> int:
+    return max(int(row["n"]) for row in rows)
 
 
 def keyed(rows: Iterable[Row], *columns: str) -> dict[Any, Estimate]:

@@ -77,7 +77,7 @@ def wrong_pairs(source: Source, margins: Mapping[str, Margins]) -> list[WrongPai
     """For each dataset of `margins` the pairs that its best head gets most wrong; not where it gets all right."""
     most = min(MOST_PAIRS, max(LEAST_PAIRS, ALL_PAIRS // max(len(margins), 1)))
     found = [_wrong_pairs(source, dataset, one, most) for dataset, one in margins.items()]
-    return [one for one in found if one is not None and one.pairs]
+    return [one for one in found if one is not None]
 
 
 def _wrong_pairs(source: Source, dataset: str, margins: Margins, most: int) -> WrongPairs | None:
@@ -85,9 +85,10 @@ def _wrong_pairs(source: Source, dataset: str, margins: Margins, most: int) -> W
     if not ranked:
         return None
     best, *others = source.faces(ranked)
-    seeds = source.seeds(best.group) if margins.few else source.seeds(best.group)[:1]
-    mean = margins.by_seed(best, seeds=len(seeds)).mean(axis=1)
+    mean, seeds = margins.mean(best), list(margins.by_seed(best))
     rows = worst(mean, margins.pairs["pair_id"].to_pylist() if margins.few else None, most)
+    if not rows:
+        return None
     also = np.sum([margins.wrong(score) for score in others], axis=0) if margins.few and others else None
     texts = _texts(source, dataset, [margins.pairs["pair_id"][int(row)].as_py() for row in rows])
     pairs = [_pair(texts[k], float(mean[row]), -1 if also is None else int(also[row])) for k, row in enumerate(rows)]
