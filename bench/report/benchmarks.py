@@ -24,6 +24,7 @@ TITLES = {
     "rmb_bon": "RMB, best of n",
     "rmb_pairwise": "RMB, pairs",
 }
+SECTION_OF = {subset: section for section, subsets in SECTIONS.items() for subset in subsets}
 MOST_GRIDS = 8  # RM-Bench matrices of styles, of the best of each head
 OVERALL = "overall"
 SUBSETS = "pair_accuracy"  # the metric of datasets that are no benchmark but have subsets
@@ -97,7 +98,7 @@ def _matrix(source: Source, dataset: str, rule: str) -> Matrix | None:
         dataset,
         TITLES[rule],
         partial,
-        tuple(missing),
+        tuple(part for part in missing if SECTION_OF.get(part) not in missing),
         table.heat([None, *main], [OVERALL, *main]),
         table.heat(finer, [*map(breakable, finer)]) if finer else None,
         grids,
