@@ -10,7 +10,7 @@ from markupsafe import Markup
 from bench.intervals import Estimate
 from bench.report.charts import Axis, Tick, axis_labels, interval_row
 from bench.report.formats import count, percent, percent_with_interval
-from bench.report.margins import Margins, differences, score_column
+from bench.report.margins import Margins, differences
 from bench.report.names import Name, Origin
 from bench.report.source import NONE, Answer, Row, Score, Source, estimate, number, quoted, shown_and_folded
 
@@ -172,9 +172,7 @@ def _compare(source: Source, dataset: str, shown: list[Score]) -> str:
 
 def _named(source: Source, score: Score) -> str:
     """A score as `pipeline compare` takes it: the group alone for its first score."""
-    first = source.seeds(score.group)[0]
-    named = score_column(source.scores(first), score.scorer) != "score"
-    return ":".join(score) if named else score.group
+    return score.group if source.column(score) == "score" else ":".join(score)
 
 
 def _seeds(source: Source) -> dict[tuple[str, Score], tuple[float, ...]]:

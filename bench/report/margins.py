@@ -53,7 +53,7 @@ class Margins:
         if score not in self._known:
             found: dict[str, Floats] = {}
             for run_id in self.source.seeds(score.group):
-                margins = self._one(run_id, score.scorer)
+                margins = self._one(run_id, score)
                 if np.isfinite(margins).any() and (self.few or not found):
                     found[run_id] = margins
             self._known[score] = found
@@ -80,9 +80,9 @@ class Margins:
         """Whether the mean margin over seeds is negative; False where there is none. (m,)."""
         return np.asarray(np.nan_to_num(self.mean(score)) < 0, dtype=np.bool_)
 
-    def _one(self, run_id: str, scorer: str) -> Floats:
-        table = self.source.scores(run_id)
-        values = np.asarray(table[score_column(table, scorer)].to_numpy(zero_copy_only=False), dtype=np.float64)
+    def _one(self, run_id: str, score: Score) -> Floats:
+        table = self.source.scores(run_id, score)
+        values = np.asarray(table["score"].to_numpy(), dtype=np.float64)
         padded = np.append(values, np.nan)  # index -1 for "no score"
         ids = table["response_id"].combine_chunks()
         ends = [
@@ -91,12 +91,6 @@ class Margins:
         ]
         margins: Floats = padded[ends[0]] - padded[ends[1]]
         return margins
-
-
-def score_column(table: pa.Table, scorer: str) -> str:
-    """The column of scores.parquet that has a score: its own where a head gives several, else `score`."""
-    named = scorer != "reward" and scorer in table.column_names and table[scorer].null_count < len(table)
-    return scorer if named else "score"
 
 
 def differences(margins: Margins, reference: Score, others: Sequence[Score]) -> dict[Score, Estimate]:

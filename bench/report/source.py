@@ -69,7 +69,7 @@ class Source:
     store: Path
     connection: "DuckDBPyConnection"
     runs: list[Row]
-    _scores: dict[str, pa.Table] = field(default_factory=dict)
+    _scores: dict[tuple[str, str], pa.Table] = field(default_factory=dict)
 
     @classmethod
     def open(cls, store: Path) -> "Source":
@@ -97,12 +97,26 @@ class Source:
         """The group's runs on true labels."""
         return [run["run_id"] for run in self.runs if run["group"] == group and run["control"] is None]
 
-    def scores(self, run_id: str) -> pa.Table:
-        """A run's scores.parquet, read once; no rows for a run that was not judged."""
-        if run_id not in self._scores:
-            sql = f"SELECT * EXCLUDE (run_id) FROM scores WHERE run_id = {quoted(run_id)}"
-            self._scores[run_id] = run_query(self.connection, sql).combine_chunks()
-        return self._scores[run_id]
+    def scores(self, run_id: str, score: Score) -> pa.Table:
+        """response_id and `score` of a run's scores.parquet, read once; no rows for a run that was not judged."""
+        key = (run_id, self.column(score))
+        if key not in self._scores:
+            sql = f"SELECT response_id, {identifier(key[1])} AS score FROM scores WHERE run_id = {quoted(run_id)}"
+            self._scores[key] = run_query(self.connection, sql).combine_chunks()
+        return self._scores[key]
+
+    def column(self, score: Score) -> str:
+        """The column of scores.parquet that has a score: its own where a head gives several, else `score`."""
+        if score.scorer not in self._score_columns:
+            return "score"
+        run_id = self.seeds(score.group)[0]
+        sql = f"SELECT count({identifier(score.scorer)}) AS n FROM scores WHERE run_id = {quoted(run_id)}"
+        return score.scorer if self.ask(sql).rows[0]["n"] else "score"
+
+    @cached_property
+    def _score_columns(self) -> set[str]:
+        """Of all runs, such as "F"; a head that gives one score has none of its own."""
+        return {row["column_name"] for row in self.ask("DESCRIBE scores").rows} - {"run_id", "response_id"}
 
     @cached_property
     def judged_datasets(self) -> dict[str, set[str]]:
@@ -192,6 +206,11 @@ def keyed(rows: Iterable[Row], *columns: str) -> dict[Any, Estimate]:
 def quoted(text: str) -> str:
     """A string of SQL."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def identifier(name: str) -> str:
+    """A column's name in SQL, in quotes where it needs them."""
+    return name if name.isidentifier() else '"' + name.replace('"', '""') + '"'
 
 
 def query_command(sql: str) -> str:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.intervals import Floats
-from bench.report.margins import Margins, score_column
+from bench.report.margins import Margins
 from bench.report.names import Name
-from bench.report.source import Row, Score, Source, query_command, quoted
+from bench.report.source import Row, Score, Source, identifier, query_command, quoted
 
 MOST_PAIRS, LEAST_PAIRS, ALL_PAIRS = 30, 4, 240  # of a dataset with few datasets, with many; over all datasets
 LONGEST_PROMPT, LONGEST_RESPONSE = 700, 1100  # characters shown
@@ -112,8 +112,7 @@ def worst(margins: Floats, ids: Sequence[str] | None, most: int) -> list[int]:
 
 def query(source: Source, dataset: str, score: Score, seeds: Sequence[str], most: int) -> str:
     """The query for these margins; runs are named one by one, so that their files alone are read."""
-    column = score_column(source.scores(seeds[0]), score.scorer)
-    named = f'"{column}"' if not column.isidentifier() else column
+    named = identifier(source.column(score))
     runs = ", ".join(map(quoted, seeds))
     return (
         f"SELECT p.pair_id, avg(a.{named} - b.{named}) AS margin FROM pairs p "
