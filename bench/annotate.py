@@ -20,6 +20,8 @@ Pairing = Literal["same", "cross", "similar", "diversified", "cross-similar", "c
 PAIRINGS: tuple[Pairing, ...] = get_args(Pairing)
 Rows = NDArray[np.int64]
 
+_LISTED = 1 << 20  # cross-prompt pairs that are listed; of more, pairs are drawn until there are enough
+
 
 @dataclass(frozen=True)
 class Annotator:
@@ -215,16 +217,19 @@ def _eligible(gold: Floats, number: Rows, pairing: str, generator: np.random.Gen
 def _draw_cross(
     gold: Floats, number: Rows, count: int, pairing: str, generator: np.random.Generator, *, again: bool
 ) -> Rows:
-    """Untied pairs of rows of different prompts, by drawing until there are enough."""
+    """Untied pairs of rows of different prompts.
+
+    Which way they are drawn depends on the pool alone, so that a smaller draw is always the beginning of a larger.
+    """
     n, most = len(gold), _untied_across(gold, number)
     _require(count, most, pairing, again=again)
-    if not again and 3 * count > most:  # drawing would go on for long, for the last ones
+    if not again and most <= _LISTED:
         every = np.stack(np.triu_indices(n, k=1), axis=1)
         every = _untied(gold, every[number[every[:, 0]] != number[every[:, 1]]])
         return every[generator.permutation(most)[:count]]
     drawn = np.empty((0, 2), dtype=np.int64)
     while len(drawn) < count:
-        more = generator.integers(n, size=(2 * (count - len(drawn)) + 64, 2))
+        more = generator.integers(n, size=(max(2 * (count - len(drawn)), len(drawn) // 2) + 64, 2))
         one, other = more.T
         drawn = np.concatenate([drawn, more[(number[one] != number[other]) & (gold[one] != gold[other])]])
         if not again:

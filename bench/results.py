@@ -6,7 +6,7 @@ writes inside the store, and a check of the statement's type does not help, beca
 `WITH t AS (COPY ... TO ...) SELECT 1` is a SELECT.
 
 Views: datasets; responses, pairs, attributes and gold (each with a leading `dataset`); runs; metrics (of the datasets
-as they are now) and metrics_ever; scores, embeddings and leaderboard. All of them are there, with their columns, when
+as they are now) and metrics_ever; scores, embeddings, leaderboard and studies. All are there, with their columns, when
 the store has nothing of their kind.
 """
 
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
 from bench.judge import METRICS
+from bench.study_results import RESULTS
 from cache.files import read_json
 from cache.records import SCHEMAS
 from cache.spec import COUNTS, SCALARS
@@ -62,7 +63,7 @@ _EMBEDDINGS = {
 }
 VIEWS = (
     *("datasets", "responses", "pairs", "attributes", "gold", "runs"),
-    *("metrics", "metrics_ever", "scores", "embeddings", "leaderboard"),
+    *("metrics", "metrics_ever", "scores", "embeddings", "leaderboard", "studies"),
 )
 
 # What was judged on a dataset that has been replaced since says nothing of the dataset as it is.
@@ -204,6 +205,9 @@ def _views(store: Store) -> dict[str, Any]:
     views["metrics_ever"] = _dataset(judged, METRICS)
     views["scores"] = _dataset(scores, _scores_schema(path for path, _ in scores))
     views["embeddings"] = _dataset(_parts(store), pa.schema(list(_EMBEDDINGS.items())))
+    parts = sorted(store.root.glob("studies/*/part-*.parquet"))
+    results = [(path, {"study": path.parent.name}) for path in parts]
+    views["studies"] = _dataset(results, pa.schema([pa.field("study", pa.string()), *RESULTS]))
     return views
 
 

@@ -12,7 +12,7 @@ import click
 
 from pipeline.cli_bench import bench
 from pipeline.cli_judge import audit, compare, query, theory
-from pipeline.cli_lab import annotate
+from pipeline.cli_lab import annotate, study
 from pipeline.command import json_option, one_sentence_errors, print_rows, print_table, store_option
 
 
@@ -281,6 +281,7 @@ main.add_command(audit)
 main.add_command(theory)
 main.add_command(query)
 main.add_command(annotate)
+main.add_command(study)
 
 if __name__ == "__main__":
     sys.exit(main())

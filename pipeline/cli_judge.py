@@ -181,7 +181,7 @@ def query(
 
     \b
     Views: datasets, responses, pairs, attributes, gold, runs, metrics, metrics_ever, scores, embeddings,
-    leaderboard.
+    leaderboard, studies.
       pipeline query "SELECT head, accuracy, low, high, n, length FROM leaderboard ORDER BY accuracy DESC"
       pipeline query "DESCRIBE metrics"
       pipeline query "SELECT * FROM scores" -o scores.parquet

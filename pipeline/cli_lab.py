@@ -1,5 +1,6 @@
 """Commands of the annotation lab: annotate, study."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -43,3 +44,36 @@ def annotate(as_json: bool, **options: Any) -> None:  # noqa: ANN401
     from pipeline.annotate import AnnotateOptions, annotate
 
     print_rows([annotate(AnnotateOptions(**options))], as_json)
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--jobs", type=click.IntRange(1), help="Processes of one thread each (default: one for each core).")
+@click.option(
+    "--engine",
+    type=click.Choice(["processes", "ray"]),
+    default="processes",
+    show_default=True,
+    help="Processes of this machine, or actors of a Ray cluster (extra: ray).",
+)
+@click.option("--address", help="Of the Ray cluster, such as auto (default: one is started on this machine).")
+@click.option("--plan", is_flag=True, help="Check the study, time a few fits, say how long the others take, and stop.")
+@click.option("--retry-failed", is_flag=True, help="Make fits again that have failed.")
+@json_option
+@store_option
+@one_sentence_errors
+def study(as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Run a grid of fits that FILE (YAML) declares: annotate pools, fit heads, judge them on held-out prompts.
+
+    The whole grid is checked before anything runs. Results are kept as they come: stop it at any moment, and the same
+    command goes on from there. A fit that fails is recorded with its reason and stops no other.
+
+    \b
+      pipeline study bench/studies/replication.yaml
+      pipeline query "SELECT head, beta, avg(gain) FROM studies WHERE judged_on = pool GROUP BY ALL ORDER BY ALL"
+    """  # noqa: D301
+    from pipeline.study import StudyOptions, run_study
+
+    if options["address"] is not None and options["engine"] != "ray":
+        raise click.UsageError("--address names a Ray cluster; give --engine ray too")
+    print_rows([run_study(StudyOptions(**options))], as_json)

@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from cache.rows import StoredRows
 from cache.views import TrainingView
@@ -29,6 +30,7 @@ from pipeline.progress import Progress
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+Given = TypeVar("Given")
 Act = Callable[[FitData, Task], Result]
 
 _data: dict[Source, FitData] = {}  # a worker's own
@@ -137,26 +139,38 @@ def fit_pool(sources: Sequence[Source], load: Callable[[Source], FitData], *, jo
         if jobs == 1:
             yield FitPool(data, None)
         else:
-            with _processes(jobs, shared, folder) as executor:
+            with processes(jobs, _open, shared, folder) as executor:
                 yield FitPool(data, executor)
 
 
 @contextmanager
-def _processes(jobs: int, shared: Mapping[Source, SharedData], folder: str) -> Iterator[ProcessPoolExecutor]:
-    """Processes that have mapped the data; what has not begun when they are left is not begun any more."""
+def processes(jobs: int, begin: Callable[[Given], None], given: Given, folder: str) -> Iterator[ProcessPoolExecutor]:
+    """Processes of one thread each; what has not begun when they are left is not begun any more.
+
+    Args:
+        jobs: how many.
+        begin: what each does first, with `given`.
+        given: what they share; it is sent to each.
+        folder: with their files; they remove it if the process that started them is killed.
+    """
     context = multiprocessing.get_context("spawn")  # a fork would share OpenMP's locks
-    executor = ProcessPoolExecutor(jobs, context, _start, (shared, folder))
+    executor = ProcessPoolExecutor(jobs, context, _start, (begin, given, folder))
     try:
         yield executor
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(shared: Mapping[Source, SharedData], folder: str) -> None:
+def _start(begin: Callable[[Given], None], given: Given, folder: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the whole group; the parent alone speaks of it
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"  # for LightGBM, which is not loaded yet and brings its own OpenMP
     torch.set_num_threads(1)
+    threadpool_limits(1)  # numpy's BLAS, which was loaded before this function was
+    begin(given)
+
+
+def _open(shared: Mapping[Source, SharedData]) -> None:
     _data.update({source: one.open() for source, one in shared.items()})
 
 
