@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from bench.best_of_n import keep_probabilities, shared_among_ties
 from bench.intervals import Floats, finite, prompt_numbers, ratio
 
-_TIED_HALF = 0.5
-
 
 @dataclass(frozen=True)
 class PoolScores:
@@ -26,12 +24,14 @@ class PoolScores:
             a part in n up to its N.
         spearman: mean rank correlation within a prompt; NaN where it is defined for none.
         accuracy: share of the pairs of a prompt's responses with different gold that it ranks as gold does, ties half.
+        accuracies: the same of each prompt's pairs by themselves; NaN where no gold differs.
     """
 
     gains: Floats
     curve: Floats
     spearman: float
     accuracy: float
+    accuracies: Floats
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class PoolEvaluator:
         if len(checked) != self.responses:
             raise ValueError(f"{len(checked)} scores for a pool of {self.responses} responses; give one for each")
         gains, curves = np.full(self.prompts, np.nan), np.full((self.prompts, self.largest), np.nan)
-        correlations, right, pairs = [], 0.0, 0
+        right, pairs = np.zeros(self.prompts), np.zeros(self.prompts)
+        correlations = []
         for group in self.groups:
             proxy = checked[group.rows]
             curve = _curves(proxy, group)
@@ -87,9 +88,8 @@ class PoolEvaluator:
             gains[group.prompts] = curve[:, -1]
             correlations.append(_correlations(proxy, group))
             agreement = np.sign(proxy[:, group.one] - proxy[:, group.other]) * group.signs
-            untied = group.signs != 0
-            right += float((agreement > 0).sum()) + _TIED_HALF * float(((agreement == 0) & untied).sum())
-            pairs += int(untied.sum())
+            pairs[group.prompts] = np.abs(group.signs).sum(axis=1)
+            right[group.prompts] = (pairs[group.prompts] + agreement.sum(axis=1)) / 2  # a tie is half
         defined = np.concatenate([*correlations, np.empty(0)])
         defined = defined[np.isfinite(defined)]
         present = np.isfinite(curves)
@@ -97,7 +97,8 @@ class PoolEvaluator:
             gains=gains,
             curve=ratio(np.where(present, curves, 0.0).sum(axis=0), present.sum(axis=0).astype(np.float64)),
             spearman=float(defined.mean()) if len(defined) else float("nan"),
-            accuracy=right / pairs if pairs else float("nan"),
+            accuracy=float(ratio(right.sum(), pairs.sum())),
+            accuracies=ratio(right, pairs),
         )
 
 

@@ -58,7 +58,8 @@ class Judged:
             "accuracy": _known(found.accuracy),
             "n": int(np.isfinite(found.gains).sum()),
             "best_of_n": found.curve.tolist(),
-            "gains": found.gains.astype(np.float32).tolist(),
+            "gains": _list(found.gains),
+            "accuracies": _list(found.accuracies),
         }
 
 
@@ -209,6 +210,10 @@ class CellRunner:
 
 
 _CHOOSING_L2 = 0.1  # of the linear reward that chooses; `linear`'s own strength where nothing validates it
+
+
+def _list(values: NDArray[np.float64]) -> list[float | None]:
+    return [_known(value) for value in values.tolist()]
 
 
 def _known(value: float) -> float | None:

@@ -16,6 +16,7 @@ def test_by_hand() -> None:
     assert found.gains[:2] == pytest.approx([0.0, 1.0 - 2.0]) and np.isnan(found.gains[2])
     assert found.curve[0] == pytest.approx(0) and found.curve[2] == pytest.approx(-1.0)
     assert found.accuracy == pytest.approx((2 + 0.5) / 4)  # 0<1, 0<5 right, 1<5 wrong, 2 and 4 tied
+    assert found.accuracies[:2] == pytest.approx([0.5, 2 / 3]) and np.isnan(found.accuracies[2])
     assert found.spearman == pytest.approx(0.5)  # of the one prompt that has one
 
 
