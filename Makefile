@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := pipeline cache heads bench
 
-.PHONY: demo test check format lint types contracts wheel clean
+.PHONY: demo replicate test check format lint types contracts wheel clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -13,6 +13,9 @@ PACKAGES := pipeline cache heads bench
 
 demo: .venv/installed ## embed, fit, evaluate and report on the demo data with gemma3-270m
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh bench/demo/run.sh
+
+replicate: .venv/installed ## embed four pools, run the replication study, write docs/replication.md; hours
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh bench/studies/replicate.sh
 
 test: .venv/installed
 	$(BIN)/python -m pytest

@@ -10,7 +10,7 @@ from bench.charts import Axis
 from bench.intervals import Estimate
 
 PANEL, HEIGHT = 230, 190  # px, of one panel's plot
-LEFT, TOP, RIGHT, BOTTOM = 52, 30, 14, 40  # px around it
+LEFT, TOP, RIGHT, BOTTOM = 52, 30, 14, 54  # px around it
 COLOURS = ("#0b6e99", "#d1495b", "#3d7d3a", "#8d5fb0", "#c77800", "#5c5c5c", "#00a19b", "#a0522d")
 _STYLE = (
     "text{font:11px sans-serif;fill:#222}.title{font-weight:bold}.grid{stroke:#ddd}.zero{stroke:#888}"

@@ -7,7 +7,8 @@ deviation within a prompt. Levels are called as in `bench/studies/replication.ya
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ MARGIN = 0.05  # standard deviations of gold: less is no difference that anyone 
 MAIN = ("linear", "bt", "clf", "lgbm-fast")  # heads whose pairings are compared
 IN_PROMPT = {"same": "cross", "similar": "cross-similar", "diversified": "cross-diversified"}
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told here"
+Value = Callable[[Row], Floats]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Finding:
         verdict: HOLDS, FAILS or OPEN.
         why: the reason for the verdict.
         conditions: pairs of fits compared.
+        accuracy: the effect over all pools on pair accuracy within held-out prompts; None where it has no such.
     """
 
     claim: str
@@ -44,10 +47,11 @@ class Finding:
     verdict: str = OPEN
     why: str = ""
     conditions: int = 0
+    accuracy: Estimate | None = None
 
 
-def load_results(store: Path, study: str, *, own: bool = True) -> list[dict[str, Any]]:
-    """The study's results, judged on the pool that was fitted on, or on the others.
+def load_results(store: Path, study: str) -> list[dict[str, Any]]:
+    """The study's results on held-out prompts of the pools that were fitted on.
 
     Each row gets its condition's `level`: the mean error rate of its annotations over seeds.
 
@@ -56,7 +60,7 @@ def load_results(store: Path, study: str, *, own: bool = True) -> list[dict[str,
     sql = (
         "SELECT * EXCLUDE (study, error), "
         "avg(error_rate) OVER (PARTITION BY pool, pairing, choice, beta, pairs) AS level "
-        f"FROM studies WHERE study = ? AND error IS NULL AND gain IS NOT NULL AND judged_on {'=' if own else '<>'} pool"
+        "FROM studies WHERE study = ? AND error IS NULL AND gain IS NOT NULL AND judged_on = pool"
     )
     rows: list[dict[str, Any]] = run_query(connect(store), sql, [study]).to_pylist()
     if not rows:
@@ -73,6 +77,12 @@ def gains(row: Row) -> Floats:
     return values
 
 
+def accuracies(row: Row) -> Floats:
+    """Each held-out prompt's pair accuracy; NaN where no gold differs."""
+    values: Floats = row["accuracies"]
+    return values
+
+
 def findings(rows: Sequence[Row]) -> list[Finding]:
     """Every claim in the order of the papers."""
     random = [row for row in rows if row["choice"] == "random"]
@@ -80,19 +90,36 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
 
 
 def difference(
-    rows: Iterable[Row], column: str, left: str, right: str, *, where: Callable[[Row], bool] = lambda row: True
+    rows: Iterable[Row],
+    column: str,
+    left: str,
+    right: str,
+    *,
+    where: Callable[[Row], bool] = lambda row: True,
+    value: Value = gains,
 ) -> Contrast:
     """Left less right level of a column, among the rows where something holds."""
     kept = [row for row in rows if row[column] in (left, right) and where(row)]
-    return contrast(kept, {column: left}, {column: right}, value=gains)
+    return contrast(kept, {column: left}, {column: right}, value=value)
 
 
-def judged(finding: Finding, found: Contrast, *, no_worse: bool = False) -> Finding:
-    """The finding with its effects and the verdict that they give.
+def judged(finding: Finding, compare: Callable[..., Contrast], *, no_worse: bool = False) -> Finding:
+    """The finding with its effects, by gains and by accuracies, and the verdict that the gains give.
 
     A claim that one is better holds if the interval lies above 0, and does not if it lies below; that it is no worse
     holds if the interval lies above -MARGIN.
+
+    Args:
+        finding: without effects.
+        compare: gives the contrast of a `value`.
+        no_worse: whether the claim is that one is no worse.
     """
+    found = verdict_of(finding, compare(value=gains), no_worse=no_worse)
+    return replace(found, accuracy=estimates(compare(value=accuracies)).get("all"))
+
+
+def verdict_of(finding: Finding, found: Contrast, *, no_worse: bool = False) -> Finding:
+    """The finding with effects and verdict, as `judged`, of one contrast."""
     effects = estimates(found)
     if "all" not in effects:
         return _with(finding, {}, OPEN, "the study has no fits of this kind", 0)
@@ -108,7 +135,7 @@ def judged(finding: Finding, found: Contrast, *, no_worse: bool = False) -> Find
 
 
 def _with(finding: Finding, effects: Mapping[str, Estimate], verdict: str, why: str, conditions: int) -> Finding:
-    return Finding(finding.claim, finding.published, finding.setup, effects, verdict, why, conditions)
+    return replace(finding, effects=effects, verdict=verdict, why=why, conditions=conditions)
 
 
 def _heads(rows: Sequence[Row]) -> list[Finding]:
@@ -119,16 +146,16 @@ def _heads(rows: Sequence[Row]) -> list[Finding]:
             Finding(
                 "CLF is no worse than BT at annotation error rates of 5-38 %", "shape, 5 seeds", f"{clf} less {bt}"
             ),
-            difference(rows, "head", clf, bt, where=noisy),
+            partial(difference, rows, "head", clf, bt, where=noisy),
             no_worse=True,
         )
         for clf, bt in (("clf", "bt"), ("clf-published", "bt-published"), ("lgbm", "bt"))
     ]
     at_few = Finding("BT sometimes wins near 5 % errors", "shape", "bt less clf at realised error rates of 2-8 %")
-    found.append(_sometimes(judged(at_few, difference(rows, "head", "bt", "clf", where=near))))
+    found.append(_sometimes(judged(at_few, partial(difference, rows, "head", "bt", "clf", where=near))))
     for clf, bt in (("clf", "bt"), ("clf-published", "bt-published")):
         claim = Finding("CLF beats BT at 5,000-40,000 annotations", "shape", f"{clf} less {bt}, 4,000 pairs or more")
-        found.append(judged(claim, difference(rows, "head", clf, bt, where=plenty)))
+        found.append(judged(claim, partial(difference, rows, "head", clf, bt, where=plenty)))
     return found
 
 
@@ -148,11 +175,11 @@ def _pairings(rows: Sequence[Row]) -> list[Finding]:
     found = [
         judged(
             Finding("cross-prompt beats same-prompt annotation", "shape", f"cross less same pairs; {heads}"),
-            difference(main, "pairing", "cross", "same"),
+            partial(difference, main, "pairing", "cross", "same"),
         )
     ]
     alike = matched(main)
-    by_kind = {kind: difference(alike, "pairing", cross, kind) for kind, cross in IN_PROMPT.items()}
+    by_kind = {kind: partial(difference, alike, "pairing", cross, kind) for kind, cross in IN_PROMPT.items()}
     for kind in ("similar", "diversified"):
         claim = Finding(
             f"cross-prompt beats same-prompt annotation of {kind} responses", "shape",
@@ -161,9 +188,13 @@ def _pairings(rows: Sequence[Row]) -> list[Finding]:
         found.append(judged(claim, by_kind[kind]))
     largest = Finding("the gain of cross-prompt is largest for similar pairs", "shape", "(similar) less (same)")
     smallest = Finding("the gain of cross-prompt is small for diversified pairs", "shape", "(same) less (diversified)")
-    found.append(judged(largest, minus(by_kind["similar"], by_kind["same"])))
-    found.append(judged(smallest, minus(by_kind["same"], by_kind["diversified"])))
+    found.append(judged(largest, partial(_less, by_kind["similar"], by_kind["same"])))
+    found.append(judged(smallest, partial(_less, by_kind["same"], by_kind["diversified"])))
     return [*found, _grows_with_gap(alike)]
+
+
+def _less(one: Callable[..., Contrast], other: Callable[..., Contrast], *, value: Value) -> Contrast:
+    return minus(one(value=value), other(value=value))
 
 
 def matched(rows: Sequence[Row]) -> list[Row]:
@@ -217,10 +248,9 @@ def _grows_with_gap(rows: Sequence[Row]) -> Finding:
 
 
 def _smorm(rows: Sequence[Row]) -> list[Finding]:
-    def scored(head: str, scorer: str, other: str, as_: str) -> Contrast:
+    def scored(head: str, scorer: str, other: str, as_: str) -> Callable[..., Contrast]:
         kept = [row for row in rows if (row["head"], row["scorer"]) in ((head, scorer), (other, as_))]
-        levels = ({"head": head, "scorer": scorer}, {"head": other, "scorer": as_})
-        return contrast(kept, *levels, value=gains)
+        return partial(contrast, kept, {"head": head, "scorer": scorer}, {"head": other, "scorer": as_})
 
     published = "RewardBench +4.6 (400K), +6.8 (40K) with gemma-2b"
     found = [
@@ -261,8 +291,9 @@ def _rising(rows: Sequence[Row], head: str, scorer: str) -> Finding:
             curve = row["best_of_n"]
             step = (curve[-1] - curve[len(curve) // 2 - 1]) / row["scale"]
             ends[row["pool"]][row["seed"]].append(-step if falls else step)
-    pools = {pool: np.array([[np.mean(steps)] for steps in seeds.values()]) for pool, seeds in ends.items()}
-    found = judged(finding, Contrast(pools, sum(len(s) for seeds in ends.values() for s in seeds.values())))
+    # One row: what is drawn again are seeds, in the place of prompts.
+    pools = {pool: np.array([[np.mean(steps) for steps in seeds.values()]]) for pool, seeds in ends.items()}
+    found = verdict_of(finding, Contrast(pools, sum(len(s) for seeds in ends.values() for s in seeds.values())))
     return _with(found, found.effects, found.verdict, f"{found.why} (over seeds alone)", found.conditions)
 
 
@@ -276,18 +307,20 @@ def _controls(rows: Sequence[Row]) -> list[Finding]:
         "linear BT solved to its optimum": ("clf", "linear"),
     }
     found = [
-        judged(Finding(f"control: CLF beats BT, {how}", "", f"{clf} less {bt}"), difference(rows, "head", clf, bt))
+        judged(
+            Finding(f"control: CLF beats BT, {how}", "", f"{clf} less {bt}"), partial(difference, rows, "head", clf, bt)
+        )
         for how, (clf, bt) in named.items()
     ]
     gap = Finding("control: CLF's advantage is the optimiser's", "", "(as published) less (three times the epochs)")
-    both = (difference(rows, "head", *named[how]) for how in list(named)[:3:2])
-    return [*found, judged(gap, minus(*both))]
+    both = (partial(difference, rows, "head", *named[how]) for how in list(named)[:3:2])
+    return [*found, judged(gap, partial(_less, *both))]
 
 
 def _choices(rows: Sequence[Row]) -> list[Finding]:
     return [
         judged(Finding(f"choosing pairs by {choice} beats random pairs", "arXiv:2502.04354", f"{choice} less random"),
-               difference(rows, "choice", choice, "random"))
+               partial(difference, rows, "choice", choice, "random"))
         for choice in ("uncertainty", "d-optimal")
     ]  # fmt: skip
 

@@ -59,7 +59,10 @@ def figures(rows: Sequence[Row], every: Sequence[Row]) -> dict[str, str]:
         "figure2": _curves(
             _at_smallest(same), pools, HEADS, "head", lambda row: round(100 * row["level"], 1), x="error rate, %"
         ),
-        "figure3": _curves(same, pools, HEADS, "head", lambda row: row["pairs"], x="annotated pairs", logarithmic=True),
+        "figure3": _curves(
+            _of_all_qualities(same), pools, HEADS, "head", lambda row: row["pairs"],
+            x="annotated pairs", logarithmic=True,
+        ),
         "figure4": _differences(rows, ("same",), pools),
         "figure5": _differences(alike, ("same", "similar", "diversified"), pools),
         "figure6": _gaps(alike),
@@ -172,6 +175,23 @@ def _at_smallest(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["pairs"] == best[row["pool"]]]
 
 
+def _of_all_qualities(rows: Sequence[Row]) -> list[Row]:
+    """Of each pool and head the rows of the qualities at its largest quantity, and of quantities that have all of them.
+
+    Quantities that were fitted at other qualities could not be compared.
+    """
+    levels: dict[tuple[str, str], dict[int, set[float]]] = defaultdict(lambda: defaultdict(set))
+    for row in rows:
+        levels[row["pool"], row["head"]][row["pairs"]].add(row["beta"])
+    kept = {kind: by_pairs[max(by_pairs)] for kind, by_pairs in levels.items()}
+    return [
+        row
+        for row in rows
+        for wanted in [kept[row["pool"], row["head"]]]
+        if row["beta"] in wanted and wanted <= levels[row["pool"], row["head"]][row["pairs"]]
+    ]
+
+
 def _like_chosen(rows: Sequence[Row]) -> list[Row]:
     """The rows where every choice was made."""
     columns = ("pool", "features", "head", "pairing", "beta", "pairs")
@@ -195,10 +215,11 @@ def _page(store: Path, study: str, found: Sequence[Finding], drawn: Sequence[str
         "",
         "Effects are differences of gains: gold of best-of-N less the mean response's on held-out prompts, in standard",
         "deviations of gold within a prompt. Pools weigh alike. Intervals are 95 % percentile intervals over prompts",
-        "and seeds; they are not adjusted for there being many of them.",
+        "and seeds; they are not adjusted for there being many of them. Beside them stands the same comparison by the",
+        "share of a held-out prompt's pairs that are ranked as gold ranks them. Verdicts go by the gains.",
         "",
-        "| claim | published | here | effect | low | high | fits compared | verdict | why |",
-        "|---|---|---|---:|---:|---:|---:|---|---|",
+        "| claim | published | here | effect | low | high | in accuracy | fits compared | verdict | why |",
+        "|---|---|---|---:|---:|---:|---:|---:|---|---|",
         *(_verdict(one) for one in found),
         "",
         "### By pool",
@@ -216,7 +237,8 @@ def _page(store: Path, study: str, found: Sequence[Finding], drawn: Sequence[str
 def _verdict(one: Finding) -> str:
     effect = one.effects.get("all")
     numbers = [f"{value:+.3f}" for value in (effect.value, effect.low, effect.high)] if effect else ["", "", ""]
-    cells = [one.claim, one.published, one.setup, *numbers, f"{one.conditions:,}", f"**{one.verdict}**", one.why]
+    compared = [_interval(one.accuracy), f"{one.conditions:,}"]
+    cells = [one.claim, one.published, one.setup, *numbers, *compared, f"**{one.verdict}**", one.why]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
