@@ -248,7 +248,7 @@ def test_names_are_completed(store: Path) -> None:
     with connect(store) as connection:
         known = names(connection)
     assert completions("lead", known) == ["leaderboard"]
-    assert completions("m.acc", known) == ["m.accuracy"]
+    assert completions("m.accu", known) == ["m.accuracies", "m.accuracy"]
     assert completions('"gr', known) == ['"group"']
     assert '"group"' in completions("gr", known)
     assert "group by" in completions("gr", known)
