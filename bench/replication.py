@@ -313,6 +313,10 @@ def _controls(rows: Sequence[Row]) -> list[Finding]:
         for how, (clf, bt) in named.items()
     ]
     gap = Finding("control: CLF's advantage is the optimiser's", "", "(as published) less (three times the epochs)")
+    for head in ("bt", "clf"):
+        claim = Finding(f"control: prompt-centred features help {head}", "", f"{head}: gemma-centred less gemma")
+        some = [row for row in rows if row["head"] == head]
+        found.append(judged(claim, partial(difference, some, "features", "gemma-centred", "gemma")))
     both = (partial(difference, rows, "head", *named[how]) for how in list(named)[:3:2])
     return [*found, judged(gap, partial(_less, *both))]
 

@@ -55,10 +55,11 @@ def assemble_features(
     """
     columns = [stored(name) for name in features]
     data = assemble(embeddings, columns, pairs=pairs, attributes=attributes, pool=pool, in_memory=in_memory)
-    return data if columns == list(features) else replace(data, view=_centred(data.view, features))
+    return data if columns == list(features) else replace(data, view=centred(data.view, features))
 
 
-def _centred(view: TrainingView, features: Sequence[str]) -> TrainingView:
+def centred(view: TrainingView, features: Sequence[str]) -> TrainingView:
+    """The view with those of its blocks centred that `features`, their names in order, call so."""
     widths = [width for _, width in view.blocks]
     matrix = view.matrix("centred(...)")
     within = np.repeat([name.startswith(CENTRED) for name in features], widths)

@@ -18,7 +18,9 @@ from cache.embeddings import Embeddings
 from cache.records import Dataset
 from cache.splits import is_test, is_valid
 from cache.store import Store
+from cache.views import TrainingView
 from heads.registry import make_head
+from pipeline.features import centred, stored
 from pipeline.gold import gold_pool
 from pipeline.study_spec import FeatureSpec, Study
 
@@ -112,7 +114,8 @@ def load_study(store: Store, study: Study) -> StudyData:
     ids = _embedded(every, list(embeddings.values()))
     row_of = {identifier: row for row, identifier in enumerate(ids)}
     features = {
-        name: _feature_data(embedding, study.features[name].columns, ids) for name, embedding in embeddings.items()
+        name: _feature_data(embedding, study.features[name].columns, ids, _prompts(every, ids))
+        for name, embedding in embeddings.items()
     }
     data = {name: _pool_data(store, study, name, dataset, row_of) for name, dataset in pools.items()}
     most = _check_quantities(study, data)
@@ -147,7 +150,7 @@ def _embedding(store: Store, name: str, spec: FeatureSpec, datasets: Sequence[Da
         for one in found
         if (spec.backbone in (None, one.spec.backbone))
         and one.spec.fingerprint.startswith(spec.embedding or "")
-        and set(spec.columns) <= set(one.spec.inputs)
+        and {stored(column) for column in spec.columns} <= set(one.spec.inputs)
     ]
     covering = [one for one in fitting if not (lacking := _lacking(one, datasets)) or not lacking]
     if len(covering) == 1:
@@ -188,10 +191,21 @@ def _embedded(datasets: Sequence[Dataset], embeddings: Sequence[Embeddings]) -> 
     return [key for key in ids if all(key in one for one in embeddings)]
 
 
-def _feature_data(embeddings: Embeddings, columns: Sequence[str], ids: list[str]) -> FeatureData:
-    blocks = tuple((name, embeddings.dimension(name)) for name in columns)
-    lengths = embeddings.gather(ids, ["response_tokens"])[:, 0]
-    return FeatureData(embeddings.gather(ids, columns), blocks, lengths)
+def _prompts(datasets: Sequence[Dataset], ids: Sequence[str]) -> Rows:
+    """The number of each response's prompt."""
+    prompt_of: dict[str, str] = {}
+    for dataset in datasets:
+        responses = dataset["responses"]
+        prompt_of |= dict(zip(responses["response_id"].to_pylist(), responses["prompt_id"].to_pylist(), strict=True))
+    return np.unique([prompt_of[key] for key in ids], return_inverse=True)[1].astype(np.int64)
+
+
+def _feature_data(embeddings: Embeddings, columns: Sequence[str], ids: list[str], prompts: Rows) -> FeatureData:
+    names = [stored(column) for column in columns]
+    blocks = tuple((name, embeddings.dimension(name)) for name in names)
+    view = TrainingView.of(embeddings.gather(ids, names), prompts=prompts, blocks=blocks)
+    matrix = view.matrix("a study") if names == list(columns) else centred(view, columns).matrix("a study")
+    return FeatureData(matrix, blocks, embeddings.gather(ids, ["response_tokens"])[:, 0])
 
 
 def _pool_data(store: Store, study: Study, name: str, dataset: Dataset, row_of: Mapping[str, int]) -> PoolData:

@@ -22,6 +22,7 @@ from bench.study_results import TIMES
 from cache.records import Dataset, DatasetBuilder, content_hash
 from cache.store import Store
 from pipeline.study import StudyOptions, finished, parts, run_study
+from pipeline.study_data import load_study
 from pipeline.study_spec import Cell, parse_study
 
 PROMPTS, RESPONSES = 80, 6
@@ -206,6 +207,15 @@ def test_a_smaller_draw_is_the_beginning_of_a_larger_one(store: Path) -> None:
         path.unlink()
     run_study(StudyOptions(written(store, grids=[{**grid, "pairs": [40, 200]}], seeds=1), store, jobs=1))
     assert results(store).filter(pc.field("pairs") == 40).equals(alone)
+
+
+def test_centred_features_take_off_what_a_prompt_s_responses_share(store: Path) -> None:
+    centred = {"features": {"z": {"columns": "centred(L2.last)"}}, "evaluate": []}
+    data = load_study(Store(store), parse_study({**STUDY, **centred}))
+    pool = data.pools["pool"]
+    matrix = data.features["z"].opened()[pool.rows]
+    sums = np.stack([matrix[pool.prompts == number].sum(axis=0) for number in range(PROMPTS)])
+    assert np.abs(sums).max() < 1e-5 < np.abs(matrix).max()
 
 
 @pytest.mark.parametrize(
