@@ -68,8 +68,8 @@ def run_study(options: StudyOptions) -> dict[str, Any]:
     cells, folder = study.cells(), store.root / "studies" / study.name
     with _locked(folder):
         definitions = json.loads(json.dumps(work.data.definitions))  # as they are read back: lists for tuples
-        _check_definitions(folder, definitions)
-        write_json(folder / "study.json", {"cells": len(cells), **definitions})
+        known = _merged(folder, definitions)
+        write_json(folder / "study.json", {"cells": len(cells), **known})
         if options.retry_failed:
             _forget_failed(folder)
         done = finished(folder)
@@ -209,11 +209,12 @@ def expected_seconds(cell: Cell, known: Seconds) -> float:
     return float(np.interp(cell.pairs, at, [np.median(by_pairs[pairs]) for pairs in at]))
 
 
-def _check_definitions(folder: Path, definitions: Mapping[str, Any]) -> None:
-    """Refuse to add to results that were made from something else under the same name."""
-    if not (folder / "study.json").is_file():
-        return
-    before = read_json(folder / "study.json")
+def _merged(folder: Path, definitions: Mapping[str, Any]) -> dict[str, Any]:
+    """What levels mean, those included that only earlier results have.
+
+    Raises: ValueError if results were made from something else under the same name.
+    """
+    before = read_json(folder / "study.json") if (folder / "study.json").is_file() else {}
     for kind, named in definitions.items():
         for name, meaning in named.items():
             if name in before.get(kind, {}) and before[kind][name] != meaning:
@@ -221,11 +222,13 @@ def _check_definitions(folder: Path, definitions: Mapping[str, Any]) -> None:
                     f"{folder} has results with another {kind}.{name}: {before[kind][name]}, now {meaning}; "
                     "give the level or the study another name, or remove the folder"
                 )
-    if before["evaluate"] != definitions["evaluate"] and parts(folder):
+    if parts(folder) and before["evaluate"] != definitions["evaluate"]:
         raise ValueError(
             f"{folder} has results judged on {', '.join(before['evaluate']) or 'the pools alone'}; give the study "
             "another name to judge on something else, or remove the folder"
         )
+    merged = {kind: {**before.get(kind, {}), **named} for kind, named in definitions.items()}
+    return {**merged, "evaluate": definitions["evaluate"]}
 
 
 def _forget_failed(folder: Path) -> None:

@@ -125,7 +125,7 @@ def load_study(store: Store, study: Study) -> StudyData:
         pools=data,
         pair_sets={name: _pair_set(study, dataset, row_of, seen) for name, dataset in others.items()},
         most=most,
-        definitions=_definitions(study, {**pools, **others}, embeddings),
+        definitions=_definitions(store, study, {**pools, **others}, embeddings),
     )
 
 
@@ -325,12 +325,19 @@ def _pair_set(study: Study, dataset: Dataset, row_of: Mapping[str, int], seen: s
     return np.array(kept, dtype=np.int64)
 
 
-def _definitions(study: Study, datasets: Mapping[str, Dataset], embeddings: Mapping[str, Embeddings]) -> dict[str, Any]:
+def _definitions(
+    store: Store, study: Study, datasets: Mapping[str, Dataset], embeddings: Mapping[str, Embeddings]
+) -> dict[str, Any]:
     """By kind and name, what results depend on beside the place in the grid."""
     return {
         "split": {"all": vars(study.split)},
         "pools": {
-            name: {**vars(spec), "content": datasets[name].info["content_hash"]} for name, spec in study.pools.items()
+            name: {
+                **vars(spec),
+                "content": datasets[name].info["content_hash"],
+                "attributes_content": spec.attributes and store.dataset(spec.attributes).info["content_hash"],
+            }
+            for name, spec in study.pools.items()
         },
         "features": {
             name: {"columns": list(study.features[name].columns), "embedding": one.spec.fingerprint}

@@ -189,13 +189,17 @@ def test_a_plan_times_the_ends_of_each_head_and_stops(run_cli: Callable[..., Any
 def test_another_meaning_under_the_same_name_is_refused(store: Path) -> None:
     grid = {**STUDY["grids"][0], "heads": ["bt"], "pairing": ["same"], "beta": [1], "pairs": [40]}
     run_study(StudyOptions(written(store, grids=[grid], seeds=1), store, jobs=1))
-    other = written(store, grids=[grid], seeds=1, heads={**STUDY["heads"], "bt": {"options": {"epochs": 4}}})
+    other = {"grids": [grid], "seeds": 1, "heads": {**STUDY["heads"], "bt": {"options": {"epochs": 4}}}}
     with pytest.raises(ValueError, match=r"has results with another heads\.bt"):
-        run_study(StudyOptions(other, store, jobs=1))
+        run_study(StudyOptions(written(store, **other), store, jobs=1))
     with pytest.raises(ValueError, match="results judged on prefs; give the study another name"):
         run_study(StudyOptions(written(store, grids=[grid], seeds=1, evaluate=[]), store, jobs=1))
     more = run_study(StudyOptions(written(store, grids=[grid], seeds=2), store, jobs=1))
     assert (more["before"], more["made"]) == (1, 1)  # a level more is no other meaning
+    fewer = {"heads": {"linear": None}, "grids": [{**grid, "heads": ["linear"]}], "seeds": 1}
+    run_study(StudyOptions(written(store, **fewer), store, jobs=1))
+    with pytest.raises(ValueError, match=r"has results with another heads\.bt"):  # also one that was left out since
+        run_study(StudyOptions(written(store, **other), store, jobs=1))
 
 
 def test_a_smaller_draw_is_the_beginning_of_a_larger_one(store: Path) -> None:
