@@ -211,6 +211,10 @@ def _page(store: Path, study: str, found: Sequence[Finding], drawn: Sequence[str
         "Annotations of each pool, mean |dr| in standard deviations of gold within a prompt:",
         "",
         _markdown(store, _POOLS, study),
+        "How much there is to find: `linear` on the most same-prompt pairs, and on these the best annotations. Where its",
+        "accuracy is near one half, features say nothing of gold, and no comparison on them says anything.",
+        "",
+        _markdown(store, _SIGNAL, study),
         "## Verdicts",
         "",
         "Effects are differences of gains: gold of best-of-N less the mean response's on held-out prompts, in standard",
@@ -273,6 +277,17 @@ WITH fits AS (SELECT DISTINCT cell, head, features, error, epochs, fit_seconds, 
 SELECT head, features, count(*) AS fits, count(error) AS failed, avg(epochs) AS epochs,
        avg(fit_seconds) AS fit_seconds, avg(seconds) AS seconds, sum(seconds) / 3600 AS hours
 FROM fits GROUP BY ALL ORDER BY ALL"""
+_SIGNAL = """
+WITH levels AS (
+    SELECT pool, features, pairs, beta, avg(accuracy) AS accuracy, avg(gain / scale) AS gain,
+           avg(oracle / scale) AS oracle
+    FROM studies
+    WHERE study = ? AND judged_on = pool AND head = 'linear' AND pairing = 'same' AND choice = 'random'
+    GROUP BY pool, features, pairs, beta
+), ranked AS (
+    SELECT *, row_number() OVER (PARTITION BY pool, features ORDER BY pairs DESC, beta DESC) AS place FROM levels
+)
+SELECT * EXCLUDE (place) FROM ranked WHERE place = 1 ORDER BY pool, features"""
 _POOLS = """
 SELECT pool, pairing, list_sort(list(DISTINCT pairs)) AS pairs, count(DISTINCT beta) AS qualities,
        min(error_rate) AS least_errors, max(error_rate) AS most_errors, avg(mean_gap) AS mean_gap,
