@@ -68,7 +68,7 @@ def interval_figure(rows: Sequence[tuple[str, str, Estimate]], *, x: str) -> str
     """Rows of (label, group, estimate) on one axis with a line at zero; groups have a colour each."""
     groups = list(dict.fromkeys(group for _, group, _ in rows))
     known = [end for _, _, e in rows for end in (e.low, e.value, e.high) if math.isfinite(end)]
-    axis, label, width = Axis.over([0.0, *known]), 250, 420
+    axis, label, width = Axis.over([0.0, *known]), 300, 420
     height = 20 * len(rows)
     parts = []
     for tick in axis.ticks:

@@ -20,8 +20,8 @@ class PoolScores:
     Attributes:
         gains: gold of best-of-N less the mean gold of each prompt's N responses (arXiv:2411.04991, section 4); one for
             each prompt, in sorted order of the prompts; NaN for a prompt with one response.
-        curve: mean over prompts of the expected gold of best of n less the mean; entry n - 1 is best of n. A prompt has
-            a part in n up to its N.
+        curve: expected gold of best of n less the mean; entry n - 1 is best of n. Up to the largest n that nine in ten
+            prompts have, and the mean over these: along n it rests on the same prompts.
         spearman: mean rank correlation within a prompt; NaN where it is defined for none.
         accuracy: share of the pairs of a prompt's responses with different gold that it ranks as gold does, ties half.
         accuracies: the same of each prompt's pairs by themselves; NaN where no gold differs.
@@ -50,16 +50,23 @@ class _Group:
 
 @dataclass(frozen=True)
 class PoolEvaluator:
-    """A pool's gold, arranged by the number of a prompt's responses."""
+    """A pool's gold, arranged by the number of a prompt's responses: so many `prompts` and `responses`.
+
+    `largest` is the most responses that a prompt has, `common` the most that nine in ten have.
+    """
 
     prompts: int
     responses: int
     largest: int
+    common: int
     groups: tuple[_Group, ...]
 
     @classmethod
     def of(cls, gold: NDArray[np.floating], prompts: NDArray[np.generic]) -> "PoolEvaluator":
-        """Arrange a pool: gold and prompt of each response, each (n,); prompts of one response have no part in it."""
+        """Arrange a pool: gold and prompt of each response, each (n,). Prompts of one response have no part in it.
+
+        Raises: ValueError if no prompt has several responses.
+        """
         values, number = finite("gold scores", gold), prompt_numbers(prompts)
         size = np.bincount(number)
         start, grouped = np.cumsum(size) - size, np.argsort(number, kind="stable")
@@ -71,7 +78,11 @@ class PoolEvaluator:
             pools = values[rows]
             signs = np.sign(pools[:, one] - pools[:, other])
             groups.append(_Group(members, rows, pools, _ranks(pools), keep_probabilities(n), one, other, signs))
-        return cls(len(size), len(values), int(size.max(initial=0)), tuple(groups))
+        several = np.sort(size[size > 1])
+        if not len(several):
+            raise ValueError("no prompt has several responses, so there is nothing to choose among; take a pool")
+        common = int(several[len(several) // 10])
+        return cls(len(size), len(values), int(size.max()), common, tuple(groups))
 
     def judge(self, scores: NDArray[np.floating]) -> PoolScores:
         """Judge the score of every response: (n,). Raises ValueError if one is not finite."""
@@ -92,10 +103,9 @@ class PoolEvaluator:
             right[group.prompts] = (pairs[group.prompts] + agreement.sum(axis=1)) / 2  # a tie is half
         defined = np.concatenate([*correlations, np.empty(0)])
         defined = defined[np.isfinite(defined)]
-        present = np.isfinite(curves)
         return PoolScores(
             gains=gains,
-            curve=ratio(np.where(present, curves, 0.0).sum(axis=0), present.sum(axis=0).astype(np.float64)),
+            curve=curves[np.isfinite(curves[:, self.common - 1]), : self.common].mean(axis=0),
             spearman=float(defined.mean()) if len(defined) else float("nan"),
             accuracy=float(ratio(right.sum(), pairs.sum())),
             accuracies=ratio(right, pairs),

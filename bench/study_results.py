@@ -27,7 +27,7 @@ RESULTS = pa.schema(
         ("epochs", pa.int64()),
         ("fit_seconds", pa.float64()),
         ("seconds", pa.float64()),  # with annotating and judging
-        ("best_of_n", pa.list_(pa.float64())),  # expected gold of best of n less the mean, n = 1..N
+        ("best_of_n", pa.list_(pa.float64())),  # expected gold of best of n less the mean, n = 1..
         ("gains", pa.list_(pa.float32())),  # each held-out prompt's part in `gain`, in one order for all fits
         ("accuracies", pa.list_(pa.float32())),  # each held-out prompt's own accuracy; null where no gold differs
     ]
