@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import escape
 
-from bench.charts import Axis
+from bench.report.charts import Axis
 from bench.intervals import Estimate
 
 PANEL, HEIGHT = 230, 190  # px, of one panel's plot
