@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from markupsafe import escape
 
-from bench.report.charts import Axis
 from bench.intervals import Estimate
+from bench.report.charts import Axis
 
 PANEL, HEIGHT = 230, 190  # px, of one panel's plot
 LEFT, TOP, RIGHT, BOTTOM = 52, 30, 14, 54  # px around it
