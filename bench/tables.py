@@ -1,7 +1,7 @@
-"""Query results as text, CSV, JSON or Markdown.
+"""Query results as text, CSV, JSON, JSON lines or Markdown.
 
 Text and Markdown are for eyes: numbers rounded to four significant digits of the column's largest, long texts cut,
-control characters shown as escapes. CSV and JSON keep every digit.
+control characters shown as escapes. CSV, JSON and JSON lines keep every digit.
 """
 
 import csv
@@ -55,10 +55,17 @@ def as_json(table: pa.Table) -> str:
     return json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
 
 
+def as_jsonl(table: pa.Table) -> str:
+    """One JSON object a line, as `as_json` writes them."""
+    rows = ({name: _plain(cell) for name, cell in row.items()} for row in table.to_pylist())
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False, default=str) + "\n" for row in rows)
+
+
 FORMATS: dict[str, Callable[[pa.Table], str]] = {
     "table": as_text,
     "csv": as_csv,
     "json": as_json,
+    "jsonl": as_jsonl,
     "markdown": as_markdown,
 }
 

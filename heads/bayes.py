@@ -78,9 +78,13 @@ class Bayes(HasOptions):
         """Mean, lower bound and standard deviation of each row's reward, what `variant` names first."""
         linear = require_fitted(self._linear, self.name)
         reward = linear.score(features)
-        sd = self._sd(linear.solution.scaler.blocks(features))
+        sd = self.sd(features)
         found = {"reward": reward, "lower": reward - np.float32(self.kappa) * sd, "sd": sd}
         return {self.variant: found[self.variant], **found}
+
+    def sd(self, features: Features) -> NDArray[np.float32]:
+        """Posterior standard deviation of each row's reward: (n, d) -> (n,)."""
+        return self._sd(require_fitted(self._linear, self.name).solution.scaler.blocks(features))
 
     def margin_sd(self, first: Features, second: Features) -> NDArray[np.float32]:
         """Posterior standard deviation of r(first) - r(second), row by row: (m, d) and (m, d) -> (m,)."""

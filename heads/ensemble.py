@@ -97,6 +97,16 @@ class Ensemble(HasOptions):
         found = {"mean": mean, "min": rewards.min(axis=0), "lcb": mean - self.penalty * rewards.var(axis=0)}
         return {self.aggregate: found[self.aggregate], **found}
 
+    def sd(self, features: Features) -> NDArray[np.float32]:
+        """Standard deviation of each row's reward over the members: (n, d) -> (n,)."""
+        spread: NDArray[np.float32] = self.member_rewards(features).std(axis=0)
+        return spread
+
+    def margin_sd(self, first: Features, second: Features) -> NDArray[np.float32]:
+        """Standard deviation over the members of r(first) - r(second), row by row: (m, d) and (m, d) -> (m,)."""
+        spread: NDArray[np.float32] = (self.member_rewards(first) - self.member_rewards(second)).std(axis=0)
+        return spread
+
     def member_rewards(self, features: Features) -> NDArray[np.float32]:
         """Every member's reward of each row, its mean over the training rows taken off: (members, n)."""
         members, levels = require_fitted(self._members, self.name), require_fitted(self._levels, self.name)

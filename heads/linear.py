@@ -107,10 +107,7 @@ class Linear(HasOptions):
         Raises: ValueError if rows are RMS-normalised, which no weight can express.
         """
         scaler, weight = require_fitted(self._scaler, self.name), require_fitted(self._weight, self.name)
-        if scaler.row_rms:
-            raise ValueError("a head with scaling='rms' is not linear in the features; refit with scaling='standard'")
-        inner = weight if scaler.whitening is None else scaler.whitening @ weight
-        return (inner / scaler.scale).numpy()
+        return scaler.folded(weight).numpy()
 
     def save(self, directory: Path) -> None:
         """Write head.json and head.safetensors."""

@@ -113,6 +113,15 @@ class SharedTrunk(SeededModule):
         out = linear(h, self.heads) + self.bias
         return out if self.private is None else out + linear(z, self.private)
 
+    def reward_weight(self) -> Tensor:
+        """The weight (d,) on z that the reward is up to a constant. Raises ValueError unless the trunk is linear."""
+        weight = self.heads[0].detach()
+        if self.trunk is not None:
+            if self.activation != "identity":
+                raise ValueError(f"a trunk with activation {self.activation!r} is not linear in the features")
+            weight = weight @ self.trunk.detach()
+        return weight if self.private is None else weight + self.private[0].detach()
+
 
 class Gate(nn.Module):
     """Rewards as a weighted mean of k attributes; an MLP on the prompt's features says the weights, by a softmax."""

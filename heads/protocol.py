@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,4 +73,17 @@ class Head(Protocol):
     @classmethod
     def load(cls, directory: Path) -> Self:
         """Read what `save` wrote; the loaded head gives identical scores."""
+        ...
+
+
+@runtime_checkable
+class Uncertain(Protocol):
+    """A head that says how sure it is of its rewards."""
+
+    def sd(self, features: Features) -> NDArray[np.float32]:
+        """Standard deviation of each row's reward: (n, d) -> (n,)."""
+        ...
+
+    def margin_sd(self, first: Features, second: Features) -> NDArray[np.float32]:
+        """Standard deviation of r(first) - r(second), row by row: (m, d) and (m, d) -> (m,)."""
         ...

@@ -110,6 +110,17 @@ class Ridge(HasOptions):
         return torch.cat([torch.empty(0, len(solution.bias)), *predicted])
 
     @property
+    def folded_weight(self) -> NDArray[np.float32]:
+        """The weight on raw features, shape (d,): features @ folded_weight is the reward L up to a constant.
+
+        Raises: ValueError if rows are RMS-normalised, or there are several attributes: one weight would lose them.
+        """
+        scaler, solution = require_fitted(self._scaler, self.name), require_fitted(self._solution, self.name)
+        if len(solution.weight) > 1:
+            raise ValueError(f"a ridge of {len(solution.weight)} attributes is more than one weight")
+        return scaler.folded(solution.weight[0]).numpy()
+
+    @property
     def attribute_names(self) -> tuple[str, ...]:
         """The attributes, in the order of the columns of `predict_standardised`."""
         return require_fitted(self._attributes, self.name).names

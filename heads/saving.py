@@ -63,6 +63,44 @@ def read_saved(directory: Path, name: str) -> SavedHead:
     return SavedHead(described["options"], described["fitted"], tensors)
 
 
+@dataclass(frozen=True)
+class HeadTree:
+    """A saved head and those it is made of, as tensors and JSON: all that it takes to score without this package.
+
+    Attributes:
+        name: of the head.
+        saved: what its own files hold.
+        members: the heads that it is made of, by the names of their folders.
+    """
+
+    name: str
+    saved: SavedHead
+    members: Mapping[str, "HeadTree"]
+
+    def to_json(self) -> dict[str, Any]:
+        """{"name", "options", "fitted", "shapes", "members"}."""
+        return {
+            "name": self.name,
+            "options": dict(self.saved.options),
+            "fitted": dict(self.saved.fitted),
+            "shapes": {key: list(tensor.shape) for key, tensor in self.saved.tensors.items()},
+            "members": {name: member.to_json() for name, member in self.members.items()},
+        }
+
+
+def read_tree(directory: Path) -> HeadTree:
+    """Read a saved head with its members. Raises ValueError if one of them is not made of tensors."""
+    name = saved_name(directory)
+    saved = read_saved(directory, name)
+    if not saved.tensors:
+        raise ValueError(
+            f"head {name} is no tensors that another library could hold; score with it from Python (pipeline.Scorer) "
+            "or over HTTP"
+        )
+    folders = sorted(path.parent for path in directory.glob("*/head.json"))
+    return HeadTree(name, saved, {folder.name: read_tree(folder) for folder in folders})
+
+
 def save_members(directory: Path, members: Mapping[str, Head]) -> None:
     """Save the heads that another is made of, each into a folder of its own; the composed head's files come after."""
     for name, member in members.items():

@@ -101,6 +101,15 @@ class Scaler:
             standardised = block.sub_(self.mean).div_(self.scale)
             yield standardised if self.whitening is None else standardised @ self.whitening
 
+    def folded(self, weight: Tensor) -> Tensor:
+        """The weight (d,) on raw rows that gives what `weight` (width,) gives on scaled ones, up to a constant.
+
+        Raises: ValueError if rows are RMS-normalised, which no weight can express.
+        """
+        if self.row_rms:
+            raise ValueError("a head with scaling='rms' is not linear in the features; refit with scaling='standard'")
+        return (weight if self.whitening is None else self.whitening @ weight) / self.scale
+
     def tensors(self) -> dict[str, Tensor]:
         """What a head saves of its scaler."""
         kept = {"scaler.mean": self.mean, "scaler.scale": self.scale}

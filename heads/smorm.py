@@ -168,6 +168,15 @@ class SMORM(HasOptions):
         """Attribute predictions in the attributes' own units, by name, each (n,)."""
         return require_fitted(self._attributes, self.name).in_own_units(self._predict(features)[1][:, 1:])
 
+    @property
+    def folded_weight(self) -> NDArray[np.float32]:
+        """The weight on raw features, shape (d,): features @ folded_weight is the reward F up to a constant.
+
+        Raises: ValueError if rows are RMS-normalised, or the trunk is not linear.
+        """
+        scaler, networks = require_fitted(self._scaler, self.name), require_fitted(self._networks, self.name)
+        return scaler.folded(networks[0].reward_weight()).numpy()
+
     def save(self, directory: Path) -> None:
         """Write head.json and head.safetensors."""
         scaler, networks = require_fitted(self._scaler, self.name), require_fitted(self._networks, self.name)

@@ -13,6 +13,7 @@ import click
 from pipeline.cli_bench import bench
 from pipeline.cli_judge import audit, compare, query, theory
 from pipeline.cli_lab import annotate, study
+from pipeline.cli_use import export, score
 from pipeline.command import json_option, one_sentence_errors, print_rows, print_table, store_option
 
 
@@ -282,6 +283,8 @@ main.add_command(theory)
 main.add_command(query)
 main.add_command(annotate)
 main.add_command(study)
+main.add_command(score)
+main.add_command(export)
 
 if __name__ == "__main__":
     sys.exit(main())

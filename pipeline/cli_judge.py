@@ -166,7 +166,7 @@ def theory(as_json: bool, use: str | None, **options: Any) -> None:  # noqa: ANN
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["table", "csv", "json", "markdown", "parquet"]),
+    type=click.Choice(["table", "csv", "json", "jsonl", "markdown", "parquet"]),
     help="Default: table; of a file's ending with -o. Parquet needs -o.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")

@@ -189,7 +189,7 @@ def read_datasets(options: EmbedOptions, store: Store) -> list[Dataset]:
             prompts=options.prompts,
         )
         _check_name(dataset, store, refresh=options.refresh, others=[other.name for other in datasets])
-        _show_dataset(dataset)
+        show_dataset(dataset)
         datasets.append(dataset)
     return datasets
 
@@ -362,7 +362,8 @@ def _check_name(dataset: Dataset, store: Store, *, refresh: bool, others: Sequen
         )
 
 
-def _show_dataset(dataset: Dataset) -> None:
+def show_dataset(dataset: Dataset) -> None:
+    """Say what was read, and what was not and why."""
     counts: Mapping[str, int] = dataset.info["counts"]
     say(f"{dataset.name}: {dataset.info['format']}, " + ", ".join(f"{n:,} {table}" for table, n in counts.items()))
     for refused in dataset.info["refused"]:

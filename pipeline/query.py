@@ -13,17 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bench.results import VIEWS, connect, register_embeddings, run_query
 from bench.tables import FORMATS
-from cache.files import write_atomically
+from pipeline.tables import format_of, keep_table
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-SUFFIXES = {".csv": "csv", ".parquet": "parquet", ".md": "markdown", ".json": "json", ".txt": "table"}
 HISTORY = 1000  # lines
 _DELIMITERS = " \t\n,;()=<>+-*/"  # not the dot: m.val<tab> completes a column
 _WORDS = (
@@ -48,11 +45,9 @@ def keep(store: Path, sql: str, path: Path, shown: str | None, vectors: str | No
     """
     if path.resolve().is_relative_to(store.resolve()):
         raise ValueError(f"{path} lies in the store, which a query leaves as it is; write the answer elsewhere")
-    name = shown or SUFFIXES.get(path.suffix)
-    if name is None:
-        raise ValueError(f"{path} has no ending that names a format; use {', '.join(SUFFIXES)} or --format")
+    name = format_of(path, shown)
     answer = run_query(_open(store, vectors), sql)
-    write_atomically(path, lambda temporary: _write(answer, name, temporary))
+    keep_table(answer, path, name)
     return int(answer.num_rows)
 
 
@@ -109,13 +104,6 @@ def _open(store: Path, vectors: str | None) -> "DuckDBPyConnection":
     if vectors is not None:
         register_embeddings(connection, store, vectors)
     return connection
-
-
-def _write(answer: pa.Table, shown: str, path: Path) -> None:
-    if shown == "parquet":
-        pq.write_table(answer, path, compression="zstd")
-    else:
-        path.write_text(FORMATS[shown](answer), encoding="utf-8", newline="")  # CSV has line ends of its own
 
 
 @contextmanager

@@ -119,9 +119,7 @@ def fill(
         for window, features, computed in run(encoded):
             vectors, scales = stored(features, spec, depth, window.ids)
             tokens = [len(row) for row in window.rows]
-            response_tokens = [max(0, len(row) - row.after - row.response_start) for row in window.rows]
-            counted = {"tokens": tokens, "response_tokens": response_tokens, "cut_tokens": window.cut}
-            scalars = {name: np.array(values, dtype=np.int32) for name, values in counted.items()} | scales
+            scalars = token_counts(window) | scales
             if writing is not None:
                 writing.result()
             if window.rows:
@@ -156,6 +154,14 @@ def encode(window: Sequence[Pending], renderer: Renderer, spec: EmbeddingSpec) -
         else:
             found.dropped[pending.response_id] = f"{len(row)} tokens"
     return found
+
+
+def token_counts(window: Window) -> dict[str, Scalars]:
+    """The columns of token counts (`cache.spec.COUNTS`) of the rows that are run, each (rows,)."""
+    tokens = [len(row) for row in window.rows]
+    response_tokens = [max(0, len(row) - row.after - row.response_start) for row in window.rows]
+    counted = {"tokens": tokens, "response_tokens": response_tokens, "cut_tokens": window.cut}
+    return {name: np.array(values, dtype=np.int32) for name, values in counted.items()}
 
 
 def characters(row: Pending) -> int:

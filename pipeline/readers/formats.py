@@ -3,11 +3,13 @@
 A source is read as the first format whose columns it has and whose look at the first rows agrees. So a file with
 both `chosen`/`rejected` and scored responses is a preference file, `gold_score` makes a pool of what would
 otherwise be an attribute table, and HelpSteer2's five columns win over the general attribute table. RewardBench 2 comes
-before RM-Bench: both have lists of texts on both sides, and only the former counts them.
+before RM-Bench: both have lists of texts on both sides, and only the former counts them. What carries no annotation
+comes last.
 """
 
 from collections.abc import Sequence
 
+from pipeline.readers.conversations import MESSAGES, RESPONSES
 from pipeline.readers.dialogue import HH_RLHF
 from pipeline.readers.example import Format, Row
 from pipeline.readers.hhh import HHH
@@ -38,6 +40,8 @@ FORMATS: dict[str, Format] = {
     "helpsteer2": HELPSTEER2,
     "pool": POOL,
     "attributes": ATTRIBUTES,
+    "responses": RESPONSES,
+    "messages": MESSAGES,
 }
 
 
