@@ -173,7 +173,7 @@ def _write(working: Path, rerun: Rerun, head: Head, tree: HeadTree, sample: Samp
     backbone, renderer = rerun.backbone, rerun.renderer
     features = describe_features(rerun.names, rerun.spec, backbone)
     working.mkdir(parents=True)
-    pad = write_tokenizer(working, renderer, rerun.spec)
+    pad = write_tokenizer(working, renderer, max_length=rerun.spec.max_length, overlong=rerun.spec.overlong)
     after = sample.tokens[0].after
     kind, folded = plain_class(backbone, features, after), folded_weight(head, score)
     # A plain class looks for the last token that is no padding: where rows end with that token it reads another.

@@ -120,7 +120,7 @@ def write_custom(
     _save(model, directory, weights, pad, dtype=backbone.dtype)
 
 
-def write_tokenizer(directory: Path, renderer: Renderer, spec: EmbeddingSpec) -> int:
+def write_tokenizer(directory: Path, renderer: Renderer, *, max_length: int, overlong: str) -> int:
     """Write the tokenizer with a chat template that writes all there is: BOS, conversation, suffix, closing token.
 
     The tokenizer itself then adds nothing. So ids are the renderer's both ways that they are made elsewhere, from
@@ -136,8 +136,8 @@ def write_tokenizer(directory: Path, renderer: Renderer, spec: EmbeddingSpec) ->
         if hasattr(tokenizer, name):
             setattr(tokenizer, name, False)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
-    tokenizer.model_max_length = spec.max_length
-    tokenizer.truncation_side = "right" if spec.overlong == "right" else "left"
+    tokenizer.model_max_length = max_length
+    tokenizer.truncation_side = "right" if overlong == "right" else "left"
     tokenizer.padding_side = "right"
     tokenizer.save_pretrained(directory)
     path = directory / "tokenizer_config.json"

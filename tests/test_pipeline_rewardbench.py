@@ -1,0 +1,166 @@
+"""What the rewardbench package (0.1.4) does with a sequence classifier, step by step, on an export of ours.
+
+The package itself asks for transformers 4.51 and fschat and cannot be installed beside ours. Its `rewardbench.py` loads
+by AutoModelForSequenceClassification and AutoTokenizer, makes texts by `apply_chat_template(tokenize=False)`, tokenises
+these texts again with special tokens and padding on the left, in `RewardBenchPipeline` masks the first of two BOS, and
+counts a pair as right if the chosen response's logit is the larger one.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import WORDS, write_jsonl
+
+from cache.store import Store
+from pipeline.export import ExportOptions, export
+from pipeline.fit import FitOptions, fit
+from pipeline.progress import say
+
+Pair = dict[str, Any]
+
+
+def decisions(directory: Path, pairs: list[Pair], *, custom: bool, batch: int = 8) -> tuple[list[bool], int]:
+    """Whether each pair's chosen response wins, the published way; and how many rows began with two BOS."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=custom)
+    tokenizer.padding_side = "left"
+    model = AutoModelForSequenceClassification.from_pretrained(directory, trust_remote_code=custom).eval()
+    doubled = 0
+    logits: dict[str, list[float]] = {"chosen": [], "rejected": []}
+    for side, found in logits.items():
+        texts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": pair["prompt"]}, {"role": "assistant", "content": pair[side]}],
+                tokenize=False,
+            )
+            for pair in pairs
+        ]
+        for start in range(0, len(texts), batch):
+            inputs = tokenizer(texts[start : start + batch], padding=True, truncation=False, return_tensors="pt")
+            doubled += mask_second_bos(inputs["input_ids"], inputs["attention_mask"], tokenizer.bos_token_id)
+            with torch.no_grad():
+                found += model(**inputs).logits[:, 0].tolist()
+    return [c > r for c, r in zip(logits["chosen"], logits["rejected"], strict=True)], doubled
+
+
+def mask_second_bos(ids: torch.Tensor, mask: torch.Tensor, bos: int) -> int:
+    """Take the first of two BOS out of the mask, as `RewardBenchPipeline` does; how many rows had two."""
+    rows, first = torch.arange(len(ids)), mask.argmax(1)
+    second = (first + 1).clamp(max=ids.shape[1] - 1)
+    twice = (ids[rows, first] == bos) & (ids[rows, second] == bos)
+    mask[rows[twice], first[twice]] = 0
+    return int(twice.sum())
+
+
+def judged(store: Path, run: str, dataset: str) -> dict[tuple[str, str, str], bool]:
+    """Of each held-out pair, by prompt and responses, whether the chosen one wins by the scores that evaluate kept."""
+    from pipeline.evaluate import EvaluateOptions, evaluate
+
+    evaluate(EvaluateOptions((run,), (dataset,), store))
+    scores = pq.read_table(Store(store).run_directory(run) / "scores.parquet")
+    score = dict(zip(scores["response_id"].to_pylist(), scores["score"].to_pylist(), strict=True))
+    tables = Store(store).dataset(dataset)
+    text = {row["response_id"]: (row["prompt"], row["response"]) for row in tables["responses"].to_pylist()}
+    return {
+        (*text[pair["chosen_id"]], text[pair["rejected_id"]][1]): score[pair["chosen_id"]] > score[pair["rejected_id"]]
+        for pair in tables["pairs"].to_pylist()
+        if pair["chosen_id"] in score and pair["rejected_id"] in score
+    }
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Iterator[Path]:
+    from pipeline.embed import EmbedOptions, embed
+
+    folder = tmp_path_factory.mktemp("rewardbench")
+    pairs = [
+        {"prompt": f"why {WORDS[n % 20]} {n}", "chosen": f"{WORDS[n % 13]} yes", "rejected": f"{WORDS[n % 11]} no"}
+        for n in range(60)
+    ]
+    source = str(write_jsonl(folder / "pairs.jsonl", pairs))
+    embed(EmbedOptions((source,), folder / "store", str(tiny_backbone), template="plain", device="cpu"))
+    yield folder / "store"
+
+
+@pytest.mark.parametrize(("head", "custom"), [("linear", False), ("bt", True)])
+def test_rewardbench_decides_as_evaluate_does(head: str, custom: bool, store: Path, tmp_path: Path) -> None:
+    run = fit(FitOptions((head,), store, pairs="pairs", control=False))[0].run_id
+    assert export(ExportOptions(run, tmp_path / "out", store, rows=8)).plain is not custom
+    expected = judged(store, run, "pairs")
+    pairs = [{"prompt": json_prompt(prompt), "chosen": c, "rejected": r} for prompt, c, r in expected]
+    found, doubled = decisions(tmp_path / "out", pairs, custom=custom)
+    assert doubled == 0
+    assert found == list(expected.values())
+    assert 0 < len(found) <= 60
+
+
+def json_prompt(prompt: str) -> str:
+    (turn,) = json.loads(prompt)
+    content: str = turn["content"]
+    return content
+
+
+def test_a_second_bos_is_masked_as_the_package_does() -> None:
+    ids = torch.tensor([[0, 2, 2, 7], [2, 7, 8, 9], [2, 2, 8, 9]])
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]])
+    assert mask_second_bos(ids, mask, 2) == 2
+    assert mask.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]]
+
+
+@pytest.mark.backbone
+@pytest.mark.shared
+@pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("head", "custom"), [("linear", False), ("bt", True)])
+def test_on_llmbar_with_gemma(
+    head: str, custom: bool, llmbar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The real data: all decisions equal, but for pairs whose margin float16 cannot tell from a tie."""
+    run = fit(FitOptions((head,), llmbar, pairs="autoj", features=("L18.last",), control=False))[0].run_id
+    assert export(ExportOptions(run, tmp_path / "out", llmbar, rows=32)).plain is not custom
+    expected = judged(llmbar, run, "llmbar")
+    pairs = [{"prompt": json_prompt(prompt), "chosen": c, "rejected": r} for prompt, c, r in expected]
+    found, doubled = decisions(tmp_path / "out", pairs, custom=custom, batch=2)
+    equal = np.mean(np.array(found) == np.array(list(expected.values())))
+    with capsys.disabled():
+        right = f"{np.mean(found):.4f} by rewardbench's steps, {np.mean(list(expected.values())):.4f} by evaluate"
+        say(f"\n{head}: {len(found)} LLMBar pairs, equal decisions {equal:.4f}; right: {right}; two BOS: {doubled}")
+    assert doubled == 0
+    assert equal == 1.0
+
+
+@pytest.fixture(scope="module")
+def llmbar(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Iterator[Path]:
+    """60 short LLMBar pairs to be judged, and 150 short Auto-J pairs to fit on."""
+    from pipeline.embed import EmbedOptions, embed
+    from pipeline.readers import read_source
+
+    folder = tmp_path_factory.mktemp("llmbar")
+    files = {"llmbar": "bench_rewardbench_llmbar_ifbench.parquet", "autoj": "pref_autoj_human.jsonl.gz"}
+    sources = []
+    for name, count in (("llmbar", 60), ("autoj", 150)):
+        rows = short_pairs(read_source(str(shared_data / files[name])), "llmbar" if name == "llmbar" else "", count)
+        sources.append(str(write_jsonl(folder / f"{name}.jsonl", rows)))
+    embed(
+        EmbedOptions(tuple(sources), folder / "store", "gemma3-270m", template="plain", dtype="float32", device="cpu")
+    )
+    yield folder / "store"
+
+
+def short_pairs(dataset: Any, subset: str, count: int) -> list[Pair]:  # noqa: ANN401 - cache.records.Dataset
+    """The shortest one-turn pairs of the subsets that are called so."""
+    text = {row["response_id"]: row for row in dataset["responses"].to_pylist()}
+    rows = []
+    for pair in dataset["pairs"].to_pylist():
+        chosen, rejected = text[pair["chosen_id"]], text[pair["rejected_id"]]
+        if subset in (pair["subset"] or "") and chosen["prompt"].count('"role"') == 1:
+            prompt = json_prompt(chosen["prompt"])
+            rows.append({"prompt": prompt, "chosen": chosen["response"], "rejected": rejected["response"]})
+    return sorted(rows, key=lambda row: len("".join(row.values())))[:count]
