@@ -27,6 +27,7 @@ from pipeline.export_files import (
     describe_features,
     find_marker,
     plain_class,
+    refuse_features,
     write_custom,
     write_plain,
     write_tokenizer,
@@ -113,6 +114,7 @@ def export(options: ExportOptions) -> Exported:
     run = one_run(store, options.run)
     if options.directory.exists():
         raise ValueError(f"{options.directory} exists already; give another directory, or remove it first")
+    refuse_features(run["features"])
     saved = store.run_directory(run["run_id"])
     tree, head = read_tree(saved), load_head(saved)
     embeddings = store.embeddings(run["embedding"])

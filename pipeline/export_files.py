@@ -21,6 +21,7 @@ from cache.spec import COUNTS, SCALARS, EmbeddingSpec, feature_name
 from heads.saving import HeadTree
 from pipeline.backbone import Backbone
 from pipeline.exported.modeling_reward_head import OF_RESPONSE, RewardHeadConfig, RewardHeadModel, tensor_key
+from pipeline.features import stored
 from pipeline.render import Renderer, TokenRow
 
 AUTO = "AutoModelForSequenceClassification"
@@ -29,16 +30,20 @@ REGRESSION = {"num_labels": 1, "problem_type": "regression"}
 MADE_UP = ("a", "Why?\n", "two\n\nparagraphs ")  # prompts that end in ways in which tokenizers differ
 
 
+def refuse_features(names: Sequence[str]) -> None:
+    """Raise ValueError if a class that sees the tokens of one conversation cannot have one of these features."""
+    for name in names:
+        why = "comes from the LM head, which a sequence classifier has not" if name in SCALARS else None
+        why = "is relative to the prompt's other responses" if name != stored(name) else why
+        if why:
+            raise ValueError(f"feature {name} {why}; score from Python (pipeline.Scorer), or fit without it")
+
+
 def describe_features(names: Sequence[str], spec: EmbeddingSpec, backbone: Backbone) -> list[dict[str, Any]]:
-    """The features as `RewardHeadConfig` has them. Raises ValueError for one that takes an LM head."""
+    """The features as `RewardHeadConfig` has them."""
     places = {feature_name(layer, pool): (layer, pool) for layer in spec.layers for pool in spec.pool}
     described: list[dict[str, Any]] = []
     for name in names:
-        if name in SCALARS:
-            raise ValueError(
-                f"feature {name} comes from the LM head, which a sequence classifier has not; score from Python "
-                "(pipeline.Scorer), or fit without it"
-            )
         if name in COUNTS:
             described.append({"count": name})
             continue

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cache.assembly import IN_MEMORY, Assembled, assemble
 from cache.embeddings import Embeddings
@@ -58,13 +59,20 @@ def assemble_features(
     return data if columns == list(features) else replace(data, view=centred(data.view, features))
 
 
+def centre_columns(
+    matrix: NDArray[np.float32], prompts: NDArray[np.int64], features: Sequence[str], widths: Sequence[int]
+) -> NDArray[np.float32]:
+    """The matrix (n, d) with what is `centred(...)` less its mean over the rows of a prompt; `widths` sum to d."""
+    within = np.repeat([name.startswith(CENTRED) for name in features], widths)
+    matrix = matrix.copy()
+    matrix[:, within] = centred_by_prompt(matrix[:, within], prompts)
+    return matrix
+
+
 def centred(view: TrainingView, features: Sequence[str]) -> TrainingView:
     """The view with those of its blocks centred that `features`, their names in order, call so."""
     widths = [width for _, width in view.blocks]
-    matrix = view.matrix("centred(...)")
-    within = np.repeat([name.startswith(CENTRED) for name in features], widths)
-    matrix = matrix.copy()
-    matrix[:, within] = centred_by_prompt(matrix[:, within], view.prompts)
+    matrix = centre_columns(view.matrix("centred(...)"), view.prompts, features, widths)
     return replace(view, features=matrix, blocks=tuple(zip(features, widths, strict=True)))
 
 

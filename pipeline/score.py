@@ -21,6 +21,7 @@ from cache.store import Store
 from heads.protocol import Head, Uncertain
 from heads.registry import load_head
 from pipeline.embed import show_dataset
+from pipeline.features import centre_columns, stored
 from pipeline.progress import say
 from pipeline.readers import read_source
 from pipeline.rerun import Rerun
@@ -146,7 +147,7 @@ class Scorer:
         ids = dataset["responses"]["response_id"].to_pylist()
         cached = self._embeddings.positions(ids) >= 0
         features, there = self._features(dataset, ids, cached)
-        kept = features[there]
+        features[there] = kept = self._centred(features[there], dataset["responses"]["prompt_id"].filter(there))
 
         def spread(values: NDArray[np.float32]) -> NDArray[np.float32]:
             out = np.full(len(ids), np.nan, dtype=np.float32)
@@ -201,7 +202,7 @@ class Scorer:
         self, dataset: Dataset, ids: Sequence[str], cached: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Features of every response (n, d), zero where there are none, and which have some (n,)."""
-        names: list[str] = self.run["features"]
+        names: list[str] = [stored(name) for name in self.run["features"]]
         known = self._embeddings.gather([key for key, here in zip(ids, cached, strict=True) if here], names)
         todo = pending_responses([dataset], self._embeddings).todo
         new = self._rerun.run(todo) if todo else None
@@ -214,10 +215,19 @@ class Scorer:
             features[rows], there[rows] = new.matrix, True
         return features, there
 
+    def _centred(self, features: NDArray[np.float32], prompts: pa.ChunkedArray) -> NDArray[np.float32]:
+        """The features with those less their mean over a prompt's responses that the run was fitted on so: (n, d)."""
+        names: list[str] = self.run["features"]
+        if names == [stored(name) for name in names]:
+            return features
+        numbers = prompts.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+        return centre_columns(features, numbers, names, [self._embeddings.dimension(stored(name)) for name in names])
+
     @property
     def _rerun(self) -> Rerun:
         if self._loaded is None:
-            self._loaded = Rerun.load(self._embeddings.spec, self.run["features"], **self._where)
+            names = [stored(name) for name in self.run["features"]]
+            self._loaded = Rerun.load(self._embeddings.spec, names, **self._where)
         return self._loaded
 
 

@@ -239,6 +239,8 @@ def test_mistakes_are_one_sentence(run_cli: Callable[..., Any], store: Path, tmp
     refused = run_cli("export", trees, tmp_path / "out", "--store", store)
     assert refused.exit_code == 1
     assert "Error: head lgbm is no tensors" in refused.stderr
+    with pytest.raises(ValueError, match=r"feature centred\(L4.last\) is relative to the prompt's other responses"):
+        exported(store, fitted(store, "linear", "centred(L4.last)"), tmp_path / "out")
     (tmp_path / "there").mkdir()
     refused = run_cli("export", fitted(store, "linear", "L4.last"), tmp_path / "there", "--store", store)
     assert refused.exit_code == 1

@@ -12,6 +12,7 @@ import pytest
 from conftest import WORDS, Read, assistant, user, write_jsonl
 
 import pipeline
+from cache.records import Dataset, DatasetBuilder
 from cache.store import Store
 from pipeline.fit import FitOptions, fit
 from pipeline.rerun import Rerun
@@ -72,6 +73,22 @@ def test_a_new_text_scores_as_it_would_from_the_cache(
     assert scored.cached.all()
     assert copied._loaded is None
     np.testing.assert_allclose(found, scored.reward, atol=1e-3 * scored.reward.std())
+
+
+def test_features_relative_to_the_prompt_are_made_of_the_responses_that_are_scored_together(store: Path) -> None:
+    run = fitted(store, "linear", "centred(L4.mean)")
+    scorer, plain = Scorer(run, store=store), Scorer(fitted(store, "linear", "L4.mean"), store=store)
+    prompt, said = "why not", ["yes", "no", "red"]
+    together = scorer.score([prompt, prompt, prompt, "how"], [*said, "alone"])
+    builder = DatasetBuilder("new")
+    for response in said:
+        builder.add_response([{"role": "user", "content": prompt}], response)
+    raw = plain.score_dataset(Dataset("new", builder.tables(), {})).features
+    expected = scorer.head.score(np.vstack([raw - raw.mean(axis=0), np.zeros_like(raw[:1])]))
+    np.testing.assert_allclose(together, expected, atol=1e-3 * expected.std())
+    known = Store(store).dataset("pairs")
+    both = scorer.score_dataset(known)
+    assert np.abs(both.features[0] + both.features[1]).max() < 1e-4  # a prompt's two responses, about their mean
 
 
 def test_texts_of_the_store_are_not_run_again(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
