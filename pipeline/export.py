@@ -88,7 +88,8 @@ class Exported:
     def as_row(self) -> dict[str, Any]:
         """One flat row."""
         found = {name: value for name, value in vars(self.agreement).items() if name != "versions"}
-        return {"directory": str(self.directory), "score": self.score, "plain": self.plain, **found}
+        made = {"directory": str(self.directory), "score": self.score, "constant": self.constant, "plain": self.plain}
+        return {**made, **found}
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def write_plain(directory: Path, kind: type[Any], backbone: Backbone, weight: ND
     Args:
         directory: where to.
         kind: from `plain_class`.
-        backbone: loaded in the dtype it is to compute in.
+        backbone: whose weights to write.
         weight: on the raw features; shape (d,).
         pad: the padding token's id.
     """
@@ -89,7 +89,7 @@ def write_plain(directory: Path, kind: type[Any], backbone: Backbone, weight: ND
     prefix = model.base_model_prefix
     weights = {f"{prefix}.{name}": _compact(tensor) for name, tensor in backbone.model.state_dict().items()}
     weights["score.weight"] = torch.from_numpy(weight)[None].clone()
-    _save(model, directory, weights, pad, dtype=backbone.dtype)
+    _save(model, directory, weights, pad, dtype="float32")  # in bfloat16 the sum over channels has three digits
 
 
 def write_custom(
@@ -146,8 +146,10 @@ def write_tokenizer(directory: Path, renderer: Renderer, *, max_length: int, ove
     tokenizer.padding_side = "right"
     tokenizer.save_pretrained(directory)
     path = directory / "tokenizer_config.json"
-    config = read_json(path)  # which transformers filled with how it was loaded here
-    write_json(path, {key: value for key, value in config.items() if key not in ("is_local", "local_files_only")})
+    config = read_json(path)
+    written = {key: value for key, value in config.items() if key not in ("is_local", "local_files_only")}
+    # A class of the model's own may put its special tokens around a text again when it is loaded, as BERT's does.
+    write_json(path, {**written, "tokenizer_class": "PreTrainedTokenizerFast"})
     return int(tokenizer.pad_token_id)
 
 

@@ -13,6 +13,19 @@ pytest.importorskip("trl", reason="the trl extra is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # trl's own
 
 STEPS, BATCH = 3, 4
+OPTIONS: dict[str, Any] = {
+    "per_device_train_batch_size": BATCH,
+    "num_generations": 2,
+    "max_completion_length": 6,
+    "max_steps": STEPS,
+    "logging_steps": 1,
+    "learning_rate": 1e-2,
+    "report_to": [],
+    "use_cpu": True,
+    "bf16": False,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
 PROMPTS = [f"why {word}" for word in WORDS[:8]]
 
 
@@ -68,20 +81,7 @@ def test_a_trainer_takes_steps_by_our_rewards(
         return values
 
     prompts = PROMPTS if kind == "text" else [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-    options = getattr(trl, trainer_name.replace("Trainer", "Config"))(
-        output_dir=str(tmp_path),
-        per_device_train_batch_size=BATCH,
-        num_generations=2,
-        max_completion_length=6,
-        max_steps=STEPS,
-        logging_steps=1,
-        learning_rate=1e-2,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        save_strategy="no",
-        disable_tqdm=True,
-    )
+    options = getattr(trl, trainer_name.replace("Trainer", "Config"))(**OPTIONS, output_dir=str(tmp_path))
     model, tokenizer = policy
     before = model.get_input_embeddings().weight.detach().clone()
     dataset = Dataset.from_dict({"prompt": prompts, "answer": list(range(len(prompts)))})
@@ -102,3 +102,37 @@ def test_a_trainer_takes_steps_by_our_rewards(
             [say if isinstance(say, str) else say[-1]["content"] for say in said],
         )
         assert again.tolist() == pytest.approx(values, abs=1e-4)
+
+
+def test_an_exported_directory_is_a_reward_model_for_trl(
+    run: tuple[str, Path], policy: tuple[Any, Any], tmp_path: Path
+) -> None:
+    import trl
+    from datasets import Dataset
+
+    from pipeline.export import ExportOptions, export
+    from pipeline.fit import FitOptions, fit
+
+    (linear,) = fit(FitOptions(("linear",), run[1], pairs="pairs", control=False))
+    done = export(ExportOptions(linear.run_id, tmp_path / "reward", run[1], rows=8))
+    ours = pipeline.reward_function(linear.run_id, store=run[1])
+    seen: list[list[float | None]] = []
+
+    def beside(prompts: Any, completions: Any, **columns: Any) -> list[float | None]:  # noqa: ANN401 - as TRL calls it
+        seen.append(ours(prompts=prompts, completions=completions))
+        return seen[-1]
+
+    model, tokenizer = policy
+    prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    trainer = trl.GRPOTrainer(
+        model=model,
+        args=trl.GRPOConfig(**OPTIONS, output_dir=str(tmp_path / "run")),
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        processing_class=tokenizer,
+        reward_funcs=[str(tmp_path / "reward"), beside],
+    )
+    trainer.train()
+    logged = [row for row in trainer.state.log_history if "rewards/beside/mean" in row]
+    assert len(logged) == len(seen) == STEPS
+    for row in logged:
+        assert row["rewards/reward/mean"] + done.constant == pytest.approx(row["rewards/beside/mean"], abs=1e-3)
