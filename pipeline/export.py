@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cache.embeddings import Embeddings
 from cache.store import Store
 from heads.folding import folded_weight
-from heads.protocol import Head
+from heads.protocol import Head, Uncertain
 from heads.registry import load_head
 from heads.saving import HeadTree, read_tree
 from pipeline.card import model_card
@@ -194,7 +194,7 @@ def _write(working: Path, rerun: Rerun, head: Head, tree: HeadTree, sample: Samp
         after=after,
         marker=find_marker(renderer, features, sample.tokens),
         score=score,
-        rewards=list(fresh.exact),
+        rewards=list(dict.fromkeys([*fresh.exact, *(["sd"] if isinstance(head, Uncertain) else [])])),
         attributes=fresh.attributes,
     )
     return 0.0

@@ -4,7 +4,7 @@ import json
 
 import pyarrow as pa
 
-from bench.tables import WIDEST, as_csv, as_json, as_markdown, as_text
+from bench.tables import WIDEST, as_csv, as_json, as_jsonl, as_markdown, as_text
 
 TABLE = pa.table(
     {
@@ -64,3 +64,9 @@ def test_an_empty_table_still_has_its_header() -> None:
     assert as_text(empty).splitlines()[0].split() == ["head", "n", "accuracy", "list"]
     assert as_text(empty).endswith("(0 rows)\n")
     assert json.loads(as_json(empty)) == []
+
+
+def test_json_lines_are_the_rows_of_json() -> None:
+    lines = as_jsonl(TABLE).splitlines()
+    assert [json.loads(line) for line in lines] == json.loads(as_json(TABLE))
+    assert json.loads(lines[1])["accuracy"] is None

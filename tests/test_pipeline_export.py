@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import WORDS, write_jsonl
 
+from cache.records import Dataset, DatasetBuilder
 from pipeline.export import Exported, ExportOptions, export
 from pipeline.fit import FitOptions, fit
 from pipeline.score import Scorer
@@ -195,6 +196,27 @@ def test_another_of_the_heads_rewards_may_become_logits(store: Path, tmp_path: P
     with pytest.raises(ValueError, match="has no reward 'Q'; it has F, L, M"):
         exported(store, run, tmp_path / "other", score="Q")
     assert not (tmp_path / "other").exists()
+
+
+def test_an_ensemble_takes_its_deviation_along(store: Path, tmp_path: Path) -> None:
+    run = fitted(store, "ensemble", "L4.last", options=(("base.epochs", "3"),))
+    exported(store, run, tmp_path / "out")
+    tokenizer, model = load(tmp_path / "out", custom=True)
+    inputs = tokenizer.apply_chat_template(messages(), padding=True, return_tensors="pt", return_dict=True)
+    with torch.inference_mode():
+        found = dict(zip(model.config.reward_names, model(**inputs).rewards.T, strict=True))
+    assert list(found) == ["mean", "min", "lcb", "sd"]
+    scorer = Scorer(run, store=store)
+    scored = scorer.score_dataset(conversations_dataset())
+    assert scored.sd is not None
+    np.testing.assert_allclose(found["sd"].numpy(), scored.sd, atol=5e-3)
+
+
+def conversations_dataset() -> Dataset:
+    builder = DatasetBuilder("new")
+    for one in messages():
+        builder.add_response(one[:-1], one[-1]["content"])  # type: ignore[arg-type]
+    return Dataset("new", builder.tables(), {})
 
 
 def test_the_card_says_what_the_model_is(store: Path, tmp_path: Path) -> None:
