@@ -28,6 +28,9 @@ from pipeline.rerun import Rerun
 from pipeline.windows import pending_responses
 
 Prompt = str | Sequence[Message]
+SD = "sd"  # no reward, though `bayes` has it among its scores
+SIDES = ("chosen", "rejected")
+LABELS = ("generator", "subset", "source")
 Each = Literal["response", "pair"]
 
 
@@ -89,7 +92,7 @@ class Scored:
         """`reward`, then the rewards by their names, the standard deviation and the attributes; each (n,)."""
         found = {"reward": self.reward, **(self.rewards if len(self.rewards) > 1 else {})}
         if self.sd is not None:
-            found["sd"] = self.sd
+            found[SD] = self.sd
         for name, values in self.attributes.items():
             found[f"attribute_{name}" if name in found else name] = values
         return found
@@ -154,9 +157,10 @@ class Scorer:
             out[there] = values
             return out
 
+        sure = not isinstance(self.head, Uncertain)
         return Scored(
             ids,
-            rewards={name: spread(values) for name, values in self.head.scores(kept).items()},
+            rewards={name: spread(values) for name, values in self.head.scores(kept).items() if sure or name != SD},
             attributes={name: spread(values) for name, values in self.head.predict_attributes(kept).items()},
             sd=spread(self.head.sd(kept)) if isinstance(self.head, Uncertain) else None,
             features=features,
@@ -173,30 +177,31 @@ class Scorer:
         return {name: 0.5 * (1 + np.tanh(slope * margins[name].astype(float) / 2)) for name, slope in slopes.items()}
 
     def response_table(self, dataset: Dataset, scored: Scored) -> pa.Table:
-        """A row for each response: its text, whence it is, and all that the head says of it."""
-        table = dataset["responses"].select(["response", "response_id", "prompt_id", "generator", "subset", "source"])
+        """A row for each response: its text and labels, all that the head says of it, its ids."""
+        responses = dataset["responses"]
+        table = responses.select(["response", *_used(responses)])
         for name, values in scored.columns().items():
             table = table.append_column(name, pa.array(values, from_pandas=True))
-        return _without_empty(table.append_column("cached", pa.array(scored.cached)))
+        table = table.append_column("cached", pa.array(scored.cached))
+        return _with_columns(table, responses, ["response_id", "prompt_id"])
 
     def pair_table(self, dataset: Dataset, scored: Scored) -> pa.Table:
-        """A row for each pair: P(win), the margin, and what the head says of both sides."""
-        table, row_of = dataset["pairs"], {key: row for row, key in enumerate(scored.response_ids)}
-        sides = {side: np.array([row_of[key] for key in table[f"{side}_id"].to_pylist()]) for side in SIDES}
-        pairs = np.column_stack([sides["chosen"], sides["rejected"]]).astype(np.int64)
-        names, p = list(scored.rewards), self.win_probability(scored, pairs)
-        columns: dict[str, NDArray[np.floating]] = {
-            f"p_win_{name}" if len(names) > 1 else "p_win": p[name] for name in p
-        }
-        columns["margin"] = scored.reward[pairs[:, 0]] - scored.reward[pairs[:, 1]]
+        """A row for each pair: both texts and labels, P(win), the margin, what the head says of both sides, ids."""
+        pairs, row_of = dataset["pairs"], {key: row for row, key in enumerate(scored.response_ids)}
+        rows = {side: np.array([row_of[key] for key in pairs[f"{side}_id"].to_pylist()], np.int64) for side in SIDES}
+        numbers = np.column_stack([rows[side] for side in SIDES])
+        p, several = self.win_probability(scored, numbers), len(scored.rewards) > 1
+        columns: dict[str, NDArray[np.floating]] = {f"p_win_{name}" if several else "p_win": p[name] for name in p}
+        columns["margin"] = scored.reward[numbers[:, 0]] - scored.reward[numbers[:, 1]]
         if isinstance(self.head, Uncertain):
-            columns["margin_sd"] = self.head.margin_sd(*(scored.features[rows] for rows in pairs.T))
+            columns["margin_sd"] = self.head.margin_sd(*(scored.features[rows[side]] for side in SIDES))
         for side in SIDES:
-            columns |= {f"{side}_{name}": values[sides[side]] for name, values in scored.columns().items()}
-        found = table.select(["pair_id", "chosen_id", "rejected_id", "subset", "source"])
+            columns |= {f"{side}_{name}": values[rows[side]] for name, values in scored.columns().items()}
+        table = pa.table({side: dataset["responses"]["response"].take(pa.array(rows[side])) for side in SIDES})
+        table = _with_columns(table, pairs, _used(pairs))
         for name, values in columns.items():
-            found = found.append_column(name, pa.array(values, from_pandas=True))
-        return _without_empty(found)
+            table = table.append_column(name, pa.array(values, from_pandas=True))
+        return _with_columns(table, pairs, ["pair_id", "chosen_id", "rejected_id"])
 
     def _features(
         self, dataset: Dataset, ids: Sequence[str], cached: NDArray[np.bool_]
@@ -229,9 +234,6 @@ class Scorer:
             names = [stored(name) for name in self.run["features"]]
             self._loaded = Rerun.load(self._embeddings.spec, names, **self._where)
         return self._loaded
-
-
-SIDES = ("chosen", "rejected")
 
 
 def score(options: ScoreOptions) -> pa.Table:
@@ -307,10 +309,12 @@ def _slopes(metrics: Path, dataset: str | None) -> dict[str, float]:
     return {row["scorer"]: 1 / row["value"] if row["value"] else 0.0 for row in found}
 
 
-def _without_empty(table: pa.Table) -> pa.Table:
-    """The table without label columns that hold nothing at all."""
-    empty = [name for name in LABELS if name in table.column_names and table[name].null_count == len(table)]
-    return table.drop_columns(empty)
+def _used(table: pa.Table) -> list[str]:
+    """The label columns of a table that hold anything."""
+    return [name for name in LABELS if name in table.column_names and table[name].null_count < len(table)]
 
 
-LABELS = ("generator", "subset", "source")
+def _with_columns(table: pa.Table, other: pa.Table, names: Sequence[str]) -> pa.Table:
+    for name in names:
+        table = table.append_column(name, other[name])
+    return table

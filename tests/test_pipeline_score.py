@@ -26,6 +26,7 @@ PAIRS = [
     }
     for number in range(60)
 ]
+SHOWN = ["response", "reward", "F", "L", "M", "loud", "yes"]
 NEW = [
     {"prompt": row["prompt"] + " how", "response": row[side]} for row in PAIRS[:9] for side in ("chosen", "rejected")
 ]
@@ -128,7 +129,7 @@ def test_responses_come_in_the_files_order_with_all_that_the_head_says(
     run = fitted(store, "smorm")
     rows = score(run_cli, store, run, file)
     assert [row["response"] for row in rows] == [row["response"] for row in NEW]
-    assert list(rows[0]) == ["response", "response_id", "prompt_id", "reward", "F", "L", "M", "loud", "yes", "cached"]
+    assert list(rows[0]) == [*SHOWN, "cached", "response_id", "prompt_id"]
     assert all(row["reward"] == row["F"] for row in rows)
     assert not any(row["cached"] for row in rows)
     told = run_cli("score", run, file, "--store", store)
@@ -179,6 +180,12 @@ def test_uncertain_heads_say_how_sure_they_are(run_cli: Callable[..., Any], stor
     (pair,) = score(run_cli, store, run, file)
     chosen, rejected = score(run_cli, store, run, file, "--each", "response")
     assert pair["chosen_sd"] == chosen["sd"] > 0
+    assert (pair["chosen"], pair["rejected"]) == (PAIRS[5]["chosen"], PAIRS[5]["rejected"])
+    from pipeline.evaluate import EvaluateOptions, evaluate
+
+    evaluate(EvaluateOptions((run,), ("pairs",), store))
+    (pair,) = score(run_cli, store, run, file)
+    assert [name for name in pair if name.startswith("p_win")] == ["p_win_reward", "p_win_lower"]  # none by the sd
     assert 0 < pair["margin_sd"] <= chosen["sd"] + rejected["sd"]
 
 
