@@ -4,6 +4,8 @@ EXPORT_PYTHON names an interpreter whose environment has torch and transformers 
 that runs the tests); EXPORT_STORE a folder that keeps the embedding between runs (it takes minutes).
 """
 
+import gzip
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import write_jsonl
 from numpy.typing import NDArray
 
 from bench.metrics import spearman
@@ -30,6 +33,7 @@ pytestmark = [pytest.mark.heavy, pytest.mark.backbone, pytest.mark.shared, pytes
 
 ROWS = 500
 FILES = {"pref_hh_harmless_base_test": "pairs", "attr_topicalchat_usr_human": "attributes"}
+SHORT = "short"
 NEEDS = {"ridge": "a", "morm": "a", "smorm": "pa", "baseline-sm": "pa", "gated": "pa"}  # others: pairs
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "linear": ("linear", "L18.last", {}),
@@ -54,21 +58,17 @@ PLAIN = ("linear", "linear whitened", "smorm, linear trunk", "ridge, one attribu
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Iterator[Path]:
-    folder = Path(os.environ.get("EXPORT_STORE", tmp_path_factory.mktemp("export")))
+    made = tmp_path_factory.mktemp("export")
+    folder = Path(os.environ.get("EXPORT_STORE", made))
+    spec: dict[str, Any] = {"layers": ("9", "last"), "pool": ("last", "mean", "prompt"), "template": "plain"}
+    spec |= {"store": folder, "backbone": "gemma3-270m", "dtype": "float32", "device": "cpu"}
+    files = tuple(str(shared_data / f"{name}.jsonl.gz") for name in FILES)
     if not set(FILES) <= set(Store(folder).dataset_names()):
-        embed(
-            EmbedOptions(
-                sources=tuple(str(shared_data / f"{name}.jsonl.gz") for name in FILES),
-                store=folder,
-                backbone="gemma3-270m",
-                prompts=400,
-                layers=("9", "last"),
-                pool=("last", "mean", "prompt"),
-                template="plain",
-                dtype="float32",
-                device="cpu",
-            )
-        )
+        embed(EmbedOptions(files, prompts=400, **spec))
+    if SHORT not in Store(folder).dataset_names():
+        with gzip.open(files[0], "rt") as lines:
+            pairs = sorted((json.loads(line) for line in lines), key=lambda row: len(row["chosen"] + row["rejected"]))
+        embed(EmbedOptions((str(write_jsonl(made / f"{SHORT}.jsonl", pairs[: ROWS // 2 + 50])),), **spec))
     yield folder
 
 
@@ -80,12 +80,10 @@ def fitted(store: Path, kind: str) -> str:
 
 @lru_cache(maxsize=1)
 def shortest(store: Path) -> list[Pending]:
-    """The rows with the fewest tokens: a CPU runs about 1,500 tokens a second."""
-    embeddings = Store(store).embeddings(Store(store).fingerprints()[0])
+    """Rows of the pairs with the shortest texts: a CPU runs about 1,500 tokens a second."""
     columns = ["response_id", "prompt", "response"]
-    rows = [row for name in FILES for row in Store(store).dataset(name)["responses"].select(columns).to_pylist()]
-    tokens = embeddings.scalar("tokens")[embeddings.positions([row["response_id"] for row in rows])]
-    return [Pending(**rows[number]) for number in np.argsort(tokens, kind="stable")[:ROWS]]
+    rows: list[dict[str, str]] = Store(store).dataset(SHORT)["responses"].select(columns).to_pylist()
+    return [Pending(**row) for row in rows[:ROWS]]
 
 
 FEATURES = ("L9.last", "L9.mean", "L18.last", "L18.prompt")
@@ -107,9 +105,10 @@ def test_plain_transformers_scores_500_cached_rows_as_the_head(
     kind: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_id = fitted(store, kind)
-    done = export(ExportOptions(run_id, tmp_path / "out", store, rows=16))
+    done = export(ExportOptions(run_id, tmp_path / "out", store, rows=8))
     assert done.plain is (kind in PLAIN)
     sample, features = fresh(store)
+    assert len(sample.texts) == ROWS
     run, head = Store(store).run(run_id), load_head(Store(store).run_directory(run_id))
     exact = np.concatenate([features[name] for name in run["features"]], axis=1)
     cached = (

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 ROOMS = ("pipeline", "heads", "cache", "bench")
 
 
