@@ -76,8 +76,8 @@ def assemble(
     prompts = table["prompt_id"].combine_chunks().dictionary_encode()  # numbered in the order of first appearance
     numbers = prompts.indices.to_numpy().astype(np.int64)
     names_of_prompts = prompts.dictionary.to_pylist()
-    pair_table, margins, pair_rows = _pairs(pairs, ids)
-    names, scores = _attributes(attributes, ids)
+    pair_table, margins, pair_rows = pairs_as_rows(pairs, ids)
+    names, scores = attributes_as_columns(attributes, ids)
     view = TrainingView(
         features=_features(embeddings, response_ids, features, in_memory if on_disk else None),
         lengths=_tokens(embeddings, response_ids),
@@ -153,8 +153,13 @@ def _first_part(embeddings: Embeddings) -> Path:
     return embeddings.directory / embeddings.parts[0].file
 
 
-def _pairs(dataset: Dataset | None, ids: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-    """(m, 2) row numbers, (m,) margins, and the (m,) row numbers of the table that have both vectors."""
+def pairs_as_rows(
+    dataset: Dataset | None, ids: pa.Array
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+    """A dataset's pairs as positions in `ids`: (m, 2), their margins (m,), and which rows of the table they are (m,).
+
+    A pair of which an end is not in `ids` is left out.
+    """
     if dataset is None:
         return np.empty((0, 2), np.int64), np.empty(0, np.float32), np.empty(0, np.int64)
     table = dataset["pairs"]
@@ -164,8 +169,8 @@ def _pairs(dataset: Dataset | None, ids: pa.Array) -> tuple[NDArray[np.int64], N
     return rows[whole], margins[whole], whole
 
 
-def _attributes(dataset: Dataset | None, ids: pa.Array) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-    """Attribute names, ascending, and the (n, k) mean scores with NaN where not annotated."""
+def attributes_as_columns(dataset: Dataset | None, ids: pa.Array) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+    """A dataset's attributes, ascending, and their mean scores of the n `ids`, NaN where not annotated: (n, k)."""
     if dataset is None:
         return (), np.empty((len(ids), 0), dtype=np.float32)
     table = dataset["attributes"]

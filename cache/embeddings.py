@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cache.files import damaged, read_json, sha256_of_file, write_json
+from cache.files import damaged, read_json, sha256_of_file, write_json, write_table
 from cache.rows import Column, StoredRows
 from cache.spec import EmbeddingSpec
 from cache.vectors import (
@@ -31,6 +32,8 @@ from cache.vectors import (
     read_scalar,
     write_part,
 )
+
+TRAINING, SEEN = "finetune.json", "seen_prompts.parquet"  # of a fine-tuned backbone, in its directory too
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,23 @@ class Embeddings:
         if reasons:
             self.dropped.update(reasons)
             self._write_manifest()
+
+    def record_training(self, record: Mapping[str, Any], prompt_ids: Sequence[str]) -> None:
+        """Keep what the backbone was fine-tuned on: its record, and the prompts that it has seen."""
+        write_table(self.directory / SEEN, pa.table({"prompt_id": pa.array(prompt_ids, pa.string())}))
+        write_json(self.directory / TRAINING, record)
+
+    @cached_property
+    def training(self) -> dict[str, Any] | None:
+        """How the backbone was fine-tuned, as `pipeline finetune` recorded it; None if that is not known of it."""
+        return read_json(self.directory / TRAINING) if (self.directory / TRAINING).is_file() else None
+
+    @cached_property
+    def seen_prompts(self) -> frozenset[str]:
+        """Prompts that the backbone was fine-tuned on: no head on its features may be judged on them."""
+        if self.training is None:
+            return frozenset()
+        return frozenset(pq.read_table(self.directory / SEEN)["prompt_id"].to_pylist())
 
     @property
     def rows(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from pipeline.cli_bench import bench
+from pipeline.cli_finetune import finetune
 from pipeline.cli_judge import audit, compare, query, theory
 from pipeline.cli_lab import annotate, study
 from pipeline.cli_use import export, score
@@ -160,18 +161,16 @@ def embed(
 @click.option(
     "--test-share",
     type=click.FloatRange(0, 1, max_open=True),
-    default=0.2,
-    show_default=True,
-    help="Share of prompts held out for judging.",
+    help="Share of prompts held out for judging.  [default: 0.2, or as the backbone was fine-tuned]",
 )
 @click.option(
     "--valid-share",
     type=click.FloatRange(0, 1, max_open=True),
-    default=0.15,
-    show_default=True,
-    help="Share of the other prompts for early stopping.",
+    help="Share of the other prompts for early stopping.  [default: 0.15, or as the backbone was fine-tuned]",
 )
-@click.option("--split-seed", type=int, default=0, show_default=True, help="Draws other test prompts.")
+@click.option(
+    "--split-seed", type=int, help="Draws other test prompts.  [default: 0, or as the backbone was fine-tuned]"
+)
 @click.option("--control/--no-control", default=True, show_default=True, help="Fit on shuffled labels too.")
 @click.option("--refit", is_flag=True, help="Search and fit again what the store has already.")
 @json_option
@@ -285,6 +284,7 @@ main.add_command(annotate)
 main.add_command(study)
 main.add_command(score)
 main.add_command(export)
+main.add_command(finetune)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -218,7 +218,7 @@ def _unseen(store: Store, named: Sequence[Contender], dataset: Dataset) -> NDArr
     for run_id in {run_id for one in named for run_id in one.runs}:
         run = store.run(run_id)
         key = str([run[name] for name in ("pairs_dataset", "pairs_hash", "attributes_dataset", "attributes_hash")])
-        key += str(run["split"])
+        key += str((run["split"], run["embedding"]))
         if key not in seen:
             seen[key] = trained_prompts(store, run)
     fitted = pa.array(sorted(set().union(*seen.values())), pa.string())

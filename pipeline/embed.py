@@ -18,6 +18,7 @@ from cache.store import Store
 from pipeline.backbone import Backbone, default_device, default_dtype, load_backbone
 from pipeline.budget import TokenBudget
 from pipeline.decoder import Decoder
+from pipeline.finetuned import take_over
 from pipeline.forward import Extractor, choose_path
 from pipeline.packing import ATTENTION
 from pipeline.preflight import preflight, probe
@@ -154,6 +155,7 @@ def embed(options: EmbedOptions) -> EmbedSummary:
     embeddings = store.create_embeddings(spec)
     with embeddings.locked():
         opened = Embeddings.open(embeddings.directory)  # as it is now that nobody else writes
+        take_over(store, embeddings, options.backbone)  # before there is a vector to be judged on
         if (opened.parts, opened.dropped) != (known.parts, known.dropped):
             plan = _plan(datasets, opened)
         part_rows = options.part_rows or choose_part_rows(len(plan.todo) + plan.reused + len(opened.dropped), device)
@@ -203,7 +205,7 @@ def make_spec(options: EmbedOptions, backbone: Backbone, renderer: Renderer, *, 
         template=renderer.name,
         template_sha256=renderer.sha256,
         bos=renderer.bos,
-        max_length=_max_length(options.max_length, backbone),
+        max_length=choose_max_length(options.max_length, backbone),
         overlong=options.overlong,
         layers=parse_layers(options.layers, backbone.layer_count),
         pool=choose_pool(options.pool, options.suffix, options.scalars, backbone),
@@ -339,7 +341,8 @@ def _check_scalars(options: EmbedOptions) -> None:
         raise ValueError("--scalars yes_no is of the word after a question; give one with --suffix TEXT")
 
 
-def _max_length(asked: int | None, backbone: Backbone) -> int:
+def choose_max_length(asked: int | None, backbone: Backbone) -> int:
+    """The longest row asked for, else 2,048 tokens or what the model can hold. Raises ValueError outside of that."""
     limit = backbone.max_length
     if asked is not None and not 2 <= asked <= limit:
         raise ValueError(

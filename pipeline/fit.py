@@ -21,11 +21,11 @@ from heads.protocol import FitHistory
 from heads.registry import make_head
 from pipeline.fit_data import (
     FitData,
-    Split,
     annotated_rows,
     check_split,
     choose_datasets,
     choose_embeddings,
+    choose_split,
     gather,
     shuffled,
 )
@@ -66,9 +66,10 @@ class FitOptions:
         jobs: processes that fit, one thread each; 1 fits in this process.
         memory: gigabytes of features that each process may hold; more stay in the store and are streamed. None takes
             1 GiB.
-        test_share: share of prompts held out for judging.
-        valid_share: share of the other prompts set aside for early stopping.
-        split_seed: another number draws other test prompts.
+        test_share: share of prompts held out for judging; None takes 0.2. Of a fine-tuned backbone, None takes what it
+            was tuned with, here and in the next two.
+        valid_share: share of the other prompts set aside for early stopping; None takes 0.15.
+        split_seed: another number draws other test prompts; None takes 0.
         control: whether to fit on shuffled labels too, at most three times.
         refit: search and fit again what the store has already.
     """
@@ -85,9 +86,9 @@ class FitOptions:
     tune: int | None = None
     jobs: int = 1
     memory: float | None = None
-    test_share: float = 0.2
-    valid_share: float = 0.15
-    split_seed: int = 0
+    test_share: float | None = None
+    valid_share: float | None = None
+    split_seed: int | None = None
     control: bool = True
     refit: bool = False
 
@@ -133,7 +134,9 @@ def fit(options: FitOptions) -> list[FitSummary]:
     if options.use and datasets["attributes"] is None:
         raise ValueError(f"--use {','.join(options.use)} chooses attributes, but there are none; give --attributes")
     embeddings = choose_embeddings(store, options.embedding, [d for d in datasets.values() if d is not None])
-    split = Split(options.test_share, options.valid_share, options.split_seed)
+    split = choose_split(
+        embeddings, test_share=options.test_share, valid_share=options.valid_share, seed=options.split_seed
+    )
     plans = make_plans(heads, given, embeddings, options.features, datasets, options.use, split)
     jobs = min(options.jobs, len(plans) * max(len(_seeds(options)), options.tune or 0))
     sources = list(dict.fromkeys(plan.source for plan in plans))

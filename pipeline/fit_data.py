@@ -67,9 +67,26 @@ class Split:
 
     def views(self, data: FitData, seed: int) -> tuple[TrainingView, TrainingView]:
         """Training and early-stopping views of one fitting seed; test prompts are in neither."""
+        train, stop = self.sides(data, seed)
+        return data.view.subset(train), data.view.subset(stop)
+
+    def sides(self, data: FitData, seed: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which rows of the view are for training, and which for early stopping: each (n,)."""
         test = is_test(data.prompt_ids, share=self.test_share, seed=self.seed)[data.view.prompts]
         stop = is_valid(data.prompt_ids, share=self.valid_share, seed=seed)[data.view.prompts]
-        return data.view.subset(~test & ~stop), data.view.subset(~test & stop)
+        return ~test & ~stop, ~test & stop
+
+
+def choose_split(
+    embeddings: Embeddings, *, test_share: float | None, valid_share: float | None, seed: int | None
+) -> Split:
+    """The split as given; what is not given is as the backbone was fine-tuned with, if it was, else as `Split` has it.
+
+    With another split, some of a head's test prompts would be prompts that the backbone has seen, which are not judged.
+    """
+    given = {"test_share": test_share, "valid_share": valid_share, "seed": seed}
+    tuned = (embeddings.training or {"plan": {"split": {}}})["plan"]["split"]
+    return Split(**{**tuned, **{name: value for name, value in given.items() if value is not None}})
 
 
 def shuffled(view: TrainingView, *, seed: int) -> TrainingView:
@@ -208,14 +225,16 @@ def annotated_rows(view: TrainingView) -> int:
 
 
 def trained_prompts(store: Store, run: Mapping[str, Any]) -> set[str]:
-    """Prompts that a run was fitted on or stopped by: no score on them is honest.
+    """Prompts that a run, or its backbone, was fitted on or stopped by: no score on them is honest.
 
     Raises: ValueError if a dataset is gone, or has been replaced since: its old prompts are not known any more.
     """
     datasets = [_as_fitted(store, run, kind) for kind in ("pairs", "attributes") if run[f"{kind}_dataset"]]
     prompts = sorted({prompt for dataset in datasets for prompt in dataset["responses"]["prompt_id"].to_pylist()})
     held_out = is_test(prompts, share=run["split"]["test_share"], seed=run["split"]["seed"])
-    return {prompt for prompt, out in zip(prompts, held_out, strict=True) if not out}
+    fitted = {prompt for prompt, out in zip(prompts, held_out, strict=True) if not out}
+    known = run["embedding"] in store.fingerprints()
+    return fitted | store.embeddings(run["embedding"]).seen_prompts if known else fitted
 
 
 def _as_fitted(store: Store, run: Mapping[str, Any], kind: str) -> Dataset:

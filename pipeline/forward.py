@@ -170,7 +170,7 @@ class Extractor:
     def _forward_batch(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
         device = self.backbone.model.device
         pad = self.backbone.tokenizer.pad_token_id
-        ids, mask = _right_padded(rows, pad if isinstance(pad, int) else 0)
+        ids, mask = right_padded(rows, pad if isinstance(pad, int) else 0)
         output = self.backbone.model(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
@@ -361,7 +361,8 @@ def _made_up_rows(backbone: Backbone) -> list[TokenRow]:
     return [TokenRow(np.concatenate([common, end]).astype(np.int32), beginning) for end in ends]
 
 
-def _right_padded(rows: Sequence[TokenRow], pad: int) -> tuple[Tensor, Tensor]:
+def right_padded(rows: Sequence[TokenRow], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, both (rows, longest)."""
     longest = max(len(row) for row in rows)
     ids = torch.full((len(rows), longest), pad, dtype=torch.long)
     mask = torch.zeros((len(rows), longest), dtype=torch.long)

@@ -4,8 +4,8 @@ The head is one product with the vocabulary, which for a small backbone costs mo
 for the tokens that need it and in blocks that bound the memory.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,16 +68,25 @@ class LMHead:
     def logits(self, states: Tensor) -> Tensor:
         """(m, d) -> (m, vocabulary), float32."""
         logits = torch.nn.functional.linear(states, self.weight, self.bias).float()
-        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def log_probabilities(self, states: Tensor, following: Tensor) -> Tensor:
         """The log-probability, in nats, of each state's following token: (m, d) and (m,) -> (m,)."""
         found = []
-        size = max(1, _BLOCK_BYTES // (4 * len(self.weight)))
-        for block, tokens in zip(torch.split(states, size), torch.split(following, size), strict=True):
+        for block, tokens in self.blocks(states, following):
             logits = self.logits(block)
             found.append(logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1))
         return torch.cat(found)
+
+    def blocks(self, states: Tensor, following: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The states and their following tokens, as many at a time as bound the memory of their logits."""
+        size = max(1, _BLOCK_BYTES // (4 * len(self.weight)))
+        return zip(torch.split(states, size), torch.split(following, size), strict=True)
+
+    def to(self, device: torch.device) -> "LMHead":
+        """The head on another device."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return replace(self, weight=self.weight.to(device), bias=bias)
 
     def log_odds(self, states: Tensor) -> Tensor:
         """The log-odds: log P(yes) - log P(no) as the next word, in nats: (m, d) -> (m,)."""

@@ -88,7 +88,7 @@ def probe(dataset: Dataset, embeddings: Embeddings) -> tuple[float, float, float
     """Held-out pair accuracy of a linear Bradley-Terry head in 5 folds by prompt: (value, low, high).
 
     Says so when the interval includes 50 %. None for a dataset with fewer than 50 pairs with vectors, or whose pairs
-    are all of one fold, or without a feature of the responses.
+    are all of one fold, or without a feature of the responses. Prompts that the backbone was tuned on do not count.
     """
     from heads.linear import Linear
 
@@ -96,7 +96,8 @@ def probe(dataset: Dataset, embeddings: Embeddings) -> tuple[float, float, float
     if len(dataset["pairs"]) < PROBE_PAIRS[0] or not features:
         return None
     data = assemble(embeddings, features[-1:], pairs=dataset)
-    rows, pairs = np.unique(data.view.pairs[: PROBE_PAIRS[1]], return_inverse=True)
+    unseen = np.array([prompt not in embeddings.seen_prompts for prompt in data.prompt_ids], dtype=np.bool_)
+    rows, pairs = np.unique(data.view.subset(unseen).pairs[: PROBE_PAIRS[1]], return_inverse=True)
     few = pairs.reshape(-1, 2)
     view = TrainingView.of(data.view.features[rows], prompts=data.view.prompts[rows], pairs=few)
     fold = (uniform([data.prompt_ids[row] for row in rows.tolist()], "probe") * PROBE_FOLDS).astype(int)

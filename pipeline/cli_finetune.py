@@ -1,0 +1,94 @@
+"""The command that trains a backbone: finetune."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.command import json_option, one_sentence_errors, print_rows, store_option
+
+SHARE = click.FloatRange(0, 1, max_open=True)
+NOT_NEGATIVE = click.FloatRange(0)
+
+
+@click.command()
+@click.option("--backbone", required=True, help="Hub id, directory in HF format, or gemma3-270m (extra: demo).")
+@click.option("--backbone-revision", help="Commit, tag or branch of a hub backbone.")
+@click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Written there.")
+@click.option("--pairs", metavar="SOURCE", help="Dataset in the store, file or hub id with preference pairs (D_S).")
+@click.option("--attributes", metavar="SOURCE", help="The same, with attribute scores (D_M).")
+@click.option("--use", help="Attributes to train on, joined by commas (default: all).")
+@click.option(
+    "--objective",
+    type=click.Choice(["bt", "smorm", "grm", "odin"]),
+    default="bt",
+    show_default=True,
+    help="Bradley-Terry; with attributes; regularised by text likelihood; with a length reward.",
+)
+@click.option("--template", help="Chat template: model, plain, gemma, chatml, llama3 or a Jinja file.")
+@click.option("--max-length", type=int, help="Longest row in tokens (default: 2048, or the model's limit).")
+@click.option(
+    "--overlong",
+    type=click.Choice(["left", "right", "drop", "error"]),
+    default="left",
+    show_default=True,
+    help="Longer rows: cut the left (the prompt's beginning) or the right, drop them, or stop.",
+)
+@click.option("--margin-weight", type=NOT_NEGATIVE, default=0.0, help="Win by this times the annotated margin.")
+@click.option("--smoothing", type=click.FloatRange(0, 0.5, max_open=True), default=0.0, help="Share of wrong labels.")
+@click.option("--centring", type=NOT_NEGATIVE, default=0.0, help="Weight of (r(chosen) + r(rejected))^2.")
+@click.option("--regression-weight", type=NOT_NEGATIVE, help="smorm: weight of the attributes' error.  [default: 1]")
+@click.option("--alpha", type=click.FloatRange(0, 1), help="grm: weight of the text term.  [default: 0.01]")
+@click.option("--beta", type=NOT_NEGATIVE, help="grm: factor of the log-likelihood.  [default: 0.1]")
+@click.option(
+    "--reward-hidden", type=click.IntRange(0), help="grm: hidden layer under the reward, 0: none.  [default: 1024]"
+)
+@click.option("--length-weight", type=NOT_NEGATIVE, help="odin: weight of the length loss.  [default: 1]")
+@click.option("--orthogonality-weight", type=NOT_NEGATIVE, help="odin: weight of the heads' |cosine|.  [default: 1]")
+@click.option("--lora", type=click.IntRange(1), metavar="RANK", help="Train LoRA adapters, not all weights.")
+@click.option(
+    "--lora-alpha", type=click.FloatRange(0, min_open=True), help="Their scale times RANK.  [default: 2 RANK]"
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Pairs in a step; smorm adds as many annotated responses.",
+)
+@click.option("--epochs", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--steps", type=click.IntRange(1), help="At most so many steps.")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), default=5e-6, show_default=True)
+@click.option("--warmup", type=SHARE, default=0.03, show_default=True, help="Share of steps; then a cosine to 0.")
+@click.option("--weight-decay", type=NOT_NEGATIVE, default=0.0, show_default=True)
+@click.option("--max-grad-norm", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
+@click.option("--every", type=click.IntRange(1), help="Steps between checkpoints.  [default: a tenth of all]")
+@click.option("--valid-pairs", type=click.IntRange(1), default=2000, show_default=True, help="To evaluate on, at most.")
+@click.option("--test-share", type=SHARE, default=0.2, show_default=True, help="Prompts held out for judging.")
+@click.option("--valid-share", type=SHARE, default=0.15, show_default=True, help="Of the others, to evaluate on.")
+@click.option("--split-seed", type=int, default=0, show_default=True, help="Draws other test prompts.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Compute in (default: what the device has).")
+@click.option("--device", type=click.Choice(["cpu"]), help="Default: the GPUs, if there are any.")
+@click.option("--token-budget", type=click.IntRange(1), help="Tokens run at once.")
+@click.option("--recompute/--no-recompute", default=True, show_default=True, help="Gradient checkpointing.")
+@json_option
+@store_option
+@one_sentence_errors
+def finetune(as_json: bool, use: str | None, **options: Any) -> None:  # noqa: ANN401
+    """Train the backbone itself on pairs, and come back through the same door.
+
+    The output is a backbone with a score row, for `pipeline embed --backbone DIR` and for transformers'
+    AutoModelForSequenceClassification. The same command goes on where a killed one stopped.
+
+    \b
+      pipeline finetune --backbone gemma3-270m --template plain --pairs prefs.jsonl.gz -o tuned
+      accelerate launch --num_processes 4 -m pipeline.cli finetune ...     several GPUs; --use_fsdp shards
+      pipeline embed prefs --backbone tuned && pipeline evaluate --on prefs
+    """  # noqa: D301
+    from pipeline.finetune import finetune
+    from pipeline.finetune_options import FinetuneOptions
+
+    used = tuple(map(str.strip, use.split(","))) if use else ()
+    summary = finetune(FinetuneOptions(use=used, **options))
+    print_rows([summary.as_row()], as_json)

@@ -1,0 +1,224 @@
+"""The fine-tuning stage: the backbone itself trained on pairs and attributes, and back through the same door.
+
+What comes out is a backbone directory (`pipeline.finetuned`) that `pipeline embed` takes. The same command again goes
+on from the last checkpoint; under `accelerate launch` several processes share each batch.
+"""
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cache.embeddings import TRAINING
+from cache.files import read_json
+from cache.splits import is_test
+from pipeline.backbone import Backbone, default_dtype, load_backbone
+from pipeline.checkpoints import Checkpoint, find_checkpoints
+from pipeline.finetune_loop import CHECKPOINTS, CURVES, Loop, best_of, read_curves, train
+from pipeline.finetune_model import EXTRA, RewardModel, build_model, merged
+from pipeline.finetune_options import GRM_HIDDEN, FinetuneOptions, choose_lora, choose_objective
+from pipeline.finetune_plan import Prepared, prepare
+from pipeline.finetuned import write_finetuned
+from pipeline.progress import say
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class FinetuneSummary:
+    """What a fine-tune did: its directory, steps in all, the step whose weights were kept, how those were judged."""
+
+    output: Path
+    steps: int
+    best_step: int
+    valid: Mapping[str, Any]
+
+    def as_row(self) -> dict[str, Any]:
+        """The summary as one row of a table."""
+        names = ("loss", "accuracy", "low", "high", "n", "attribute_r2")
+        judged = {name: self.valid[name] for name in names if name in self.valid}
+        return {"output": str(self.output), "steps": self.steps, "best_step": self.best_step, **judged}
+
+
+def finetune(options: FinetuneOptions) -> FinetuneSummary:
+    """Run the stage, or what is left of it.
+
+    Raises: ValueError with what, got and fix: an option of another objective, annotations that are missing, a backbone
+        that cannot be written as a sequence classifier, or an output directory of another fine-tune.
+    """
+    objective = choose_objective(options)
+    accelerator = _accelerator(options)
+    try:
+        with _only_main_speaks(accelerator):
+            prepared = prepare(options, objective, accelerator)
+            known = _known(options.output, prepared.plan)
+            if known is not None:
+                say(f"{options.output} is complete; nothing is left to do")
+                return known
+            started = time.monotonic()
+            kept = _train(options, prepared, accelerator)
+            if accelerator.is_main_process:
+                _write(options, prepared, kept, time.monotonic() - started)
+            accelerator.wait_for_everyone()
+            best = best_of(kept)
+            return FinetuneSummary(options.output, prepared.settings.steps, best.step, best.content["valid"])
+    finally:
+        accelerator.end_training()
+
+
+def _train(options: FinetuneOptions, prepared: Prepared, accelerator: "Accelerator") -> list[Checkpoint]:
+    """Take the steps that are left; the checkpoints that are kept."""
+    model = _build(options, prepared, prepared.backbone)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=prepared.settings.lr, weight_decay=prepared.settings.weight_decay)
+    ready, optimizer = accelerator.prepare(model, optimizer)
+    if model.lm_head is not None:
+        model.lm_head = model.lm_head.to(accelerator.device)
+    loop = Loop(
+        accelerator=accelerator,
+        model=ready,
+        optimizer=optimizer,
+        objective=prepared.objective,
+        texts=prepared.texts,
+        targets=prepared.targets,
+        training=prepared.batches,
+        held=prepared.held,
+        settings=prepared.settings,
+        pad=_pad(prepared.backbone),
+    )
+    return train(loop, options.output, prepared.plan)
+
+
+def _write(options: FinetuneOptions, prepared: Prepared, kept: list[Checkpoint], seconds: float) -> None:
+    """Write the best checkpoint's weights as a backbone with its head."""
+    best = best_of(kept)
+    # Loaded again: the trained one may be sharded over processes, and on a GPU.
+    again = load_backbone(
+        options.backbone, revision=options.backbone_revision, device="cpu", dtype="float32", lm_head=False
+    )
+    model = _build(options, prepared, again)
+    best.load_model(model)
+    spread = torch.tensor(best.content["valid"].get("spread", [[0.0, 0.0], [1.0, 1.0]]))
+    head = model.heads.as_head(prepared.objective, prepared.scale, spread)
+    record = _record(options, prepared, best, seconds)
+    texts = prepared.texts
+    write_finetuned(options.output, merged(model), head, prepared.renderer, texts.rows, _seen(prepared), record)
+    say(
+        f"{options.output}: the weights of step {best.step:,}; "
+        f"`pipeline embed DATASET --backbone {options.output}` takes it from here"
+    )
+
+
+def _build(options: FinetuneOptions, prepared: Prepared, backbone: Backbone) -> RewardModel:
+    hidden = 0
+    if prepared.objective.name == "grm":
+        hidden = GRM_HIDDEN if options.reward_hidden is None else options.reward_hidden
+    return build_model(
+        backbone,
+        prepared.objective if backbone.lm_head is not None else replace(prepared.objective, alpha=0.0),
+        attributes=prepared.targets.shape[1],
+        hidden=hidden,
+        lora=choose_lora(options),
+        recompute=options.recompute,
+        seed=options.seed,
+    )
+
+
+def _accelerator(options: FinetuneOptions) -> "Accelerator":
+    """What shares the work among processes and devices, as `accelerate launch` says or alone."""
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise ValueError(f"fine-tuning needs accelerate, which is not installed; run: {EXTRA}") from error
+    on_cpu = options.device == "cpu" or not torch.cuda.is_available()
+    dtype = options.dtype or default_dtype("cpu" if on_cpu else "cuda")
+    return Accelerator(cpu=on_cpu, mixed_precision={"bfloat16": "bf16", "float32": "no"}[dtype])
+
+
+@contextmanager
+def _only_main_speaks(accelerator: "Accelerator") -> Iterator[None]:
+    """Of several processes one tells what is going on; all of them tell what goes wrong."""
+    if accelerator.is_main_process:
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+        yield
+
+
+def _known(output: Path, plan: Mapping[str, Any]) -> FinetuneSummary | None:
+    """What the directory has of this very fine-tune when it is complete; None if there is something left to do.
+
+    Raises: ValueError if it has another one.
+    """
+    record = read_json(output / TRAINING) if (output / TRAINING).is_file() else None
+    checkpoints = find_checkpoints(output / CHECKPOINTS)
+    if record is None and not checkpoints and (output / "config.json").is_file():
+        raise ValueError(f"{output} holds a model that no fine-tune left there; give another --output")
+    before = [record["plan"]] if record else [checkpoints[-1].content["plan"]] if checkpoints else []
+    for old in before:
+        different = [name for name in plan if old.get(name) != plan[name]]
+        if different:
+            name = different[0]
+            raise ValueError(
+                f"{output} holds a fine-tune with {name} {old.get(name)}, not {plan[name]}; "
+                "give another --output, or remove it to start again"
+            )
+    if record is None:
+        return None
+    return FinetuneSummary(output, plan["steps"], record["best"]["step"], record["best"]["valid"])
+
+
+def _record(options: FinetuneOptions, prepared: Prepared, best: Checkpoint, seconds: float) -> dict[str, Any]:
+    """finetune.json, but for what writing the directory adds."""
+    evaluated = [line for line in read_curves(options.output / CURVES) if "valid" in line]
+    batches, per_epoch = prepared.batches, prepared.batches.per_epoch
+    return {
+        "plan": prepared.plan,
+        "layer": prepared.backbone.layer_count,
+        "max_length": prepared.plan["max_length"],
+        "overlong": prepared.plan["overlong"],
+        "best": {"step": best.step, "valid": best.content["valid"]},
+        "counts": {
+            "train_pairs": len(batches.pairs),
+            "valid_pairs": len(prepared.held.pairs),
+            "left_out": prepared.texts.data.left_out,
+            "train_annotated": len(batches.annotated),
+        },
+        "history": {
+            "epochs": math.ceil(prepared.settings.steps / per_epoch),
+            "best_epoch": math.ceil(best.step / per_epoch),
+            "train_loss": [],
+            "valid_loss": [line["valid"]["loss"] for line in evaluated if "loss" in line["valid"]],
+        },
+        "datasets": {
+            kind: {"name": dataset.name, "content_hash": dataset.info["content_hash"], "origin": dataset.info["origin"]}
+            for kind, dataset in prepared.datasets.items()
+            if dataset is not None
+        },
+        "seconds": seconds,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("rewardheads", "torch", "transformers", "accelerate")},
+    }
+
+
+def _seen(prepared: Prepared) -> list[str]:
+    """Prompts that were trained or evaluated on, or would have been with more steps: all but the test prompts."""
+    split = prepared.plan["split"]
+    prompts = prepared.texts.prompt_ids
+    held_out = is_test(prompts, share=split["test_share"], seed=split["seed"])
+    return [prompt for prompt, out in zip(prompts, held_out, strict=True) if not out]
+
+
+def _pad(backbone: Backbone) -> int:
+    """Any token: padding is masked, and states are read by position."""
+    pad = backbone.tokenizer.pad_token_id
+    return pad if isinstance(pad, int) else 0

@@ -1,0 +1,246 @@
+"""What a backbone is fine-tuned on: responses as tokens, their annotations, the batches, and how a batch is cut up.
+
+A batch is a pure function of the seed and the step, and so is who runs which part of it: a run that was killed goes on
+at its step without anything else to remember, and two processes take the very batches that one would take.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from cache.assembly import attributes_as_columns, pairs_as_rows
+from cache.records import Dataset
+from cache.views import TrainingView
+from heads.smorm import joint_batches
+from heads.training import shuffled
+from pipeline.fit_data import FitData, with_attributes
+from pipeline.render import Renderer, TokenRow, fit_length
+
+Numbers = NDArray[np.int64]
+ENCODED_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Responses and what is known of them.
+
+    Attributes:
+        rows: the tokens of the n responses.
+        data: pairs, attributes and prompts as indices into `rows`; the view's features are (n, 0).
+        prompt_ids: the prompts of all responses of the datasets, of those without a row too.
+        cut: how many rows were shortened to the longest length.
+    """
+
+    rows: list[TokenRow]
+    data: FitData
+    prompt_ids: tuple[str, ...]
+    cut: int
+
+    @property
+    def lengths(self) -> Numbers:
+        """Tokens of each row: (n,)."""
+        return np.array([len(row) for row in self.rows], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's annotations: numbers of pairs in a view, and numbers of rows whose attribute scores count."""
+
+    pairs: Numbers
+    annotated: Numbers
+
+
+@dataclass(frozen=True)
+class Micro:
+    """A part of a batch that is run at once.
+
+    Attributes:
+        rows: the responses that are run, ascending.
+        pairs: numbers of the pairs that count here; both responses of each are among `rows`.
+        annotated: rows whose attribute scores count here.
+    """
+
+    rows: Numbers
+    pairs: Numbers
+    annotated: Numbers
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether nothing counts here: a process runs it because another has one part more."""
+        return not (len(self.pairs) or len(self.annotated))
+
+
+@dataclass
+class Batches:
+    """The batches of training, by step.
+
+    Every epoch passes over all pairs and annotated rows in an order of its own; with both kinds, an epoch has as many
+    steps as the longer of the two streams needs (`heads.smorm.joint_batches`).
+
+    Attributes:
+        pairs: numbers of the pairs to train on (D_S).
+        annotated: numbers of the annotated rows to train on (D_M); empty where the objective does not use them.
+        size: pairs, and annotated rows, in a batch.
+        seed: draws the orders.
+    """
+
+    pairs: Numbers
+    annotated: Numbers
+    size: int
+    seed: int
+    _epoch: tuple[int, list[Batch]] = field(default=(-1, []), init=False, repr=False)
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps in an epoch."""
+        return math.ceil(max(len(self.pairs), len(self.annotated)) / self.size)
+
+    def at(self, step: int) -> Batch:
+        """The batch of a step, counted from 0."""
+        epoch, number = divmod(step, self.per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = epoch, self._draw(torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        return self._epoch[1][number]
+
+    def _draw(self, generator: torch.Generator) -> list[Batch]:
+        m, a = len(self.pairs), len(self.annotated)
+        if not a:
+            return [Batch(self.pairs[index.numpy()], self.annotated) for index in shuffled(m, self.size, generator)]
+        return [
+            Batch(self.pairs[pairs.numpy()], self.annotated[annotated.numpy()])
+            for pairs, annotated in joint_batches(m, a, (self.size, self.size), generator)
+        ]
+
+
+def gather_texts(
+    datasets: Mapping[str, Dataset | None], renderer: Renderer, *, max_length: int, overlong: str, use: Sequence[str]
+) -> Texts:
+    """Tokenise every response of the datasets once, and take the pairs of the one and the attributes of the other.
+
+    Args:
+        datasets: of D_S ("pairs") and of D_M ("attributes"); one of them may be None, and both may be the same.
+        renderer: as embedding renders.
+        max_length: longest row in tokens.
+        overlong: what happens to longer rows: "left", "right", "drop" or "error".
+        use: attributes to take; none means all.
+
+    Raises: ValueError for a row that is too long where `overlong` is "error", or an attribute that there is not.
+    """
+    known = [dataset for dataset in datasets.values() if dataset is not None]
+    columns = ["response_id", "prompt_id", "prompt", "response"]
+    responses = pa.concat_tables([dataset["responses"].select(columns) for dataset in known])
+    texts = {key: texts for key, *texts in zip(*responses.to_pydict().values(), strict=True)}
+    rows, cut = _tokenise(texts, renderer, max_length=max_length, overlong=overlong)
+    ids = pa.array(list(rows), pa.string())
+    prompts: dict[str, int] = {}
+    numbers = [prompts.setdefault(texts[key][0], len(prompts)) for key in rows]
+    pairs, margins, _ = pairs_as_rows(datasets["pairs"], ids)
+    names, scores = attributes_as_columns(datasets["attributes"], ids)
+    kept = list(rows.values())
+    view = TrainingView.of(
+        np.empty((len(kept), 0), dtype=np.float32),
+        prompts=np.array(numbers, dtype=np.int64),
+        pairs=pairs,
+        margins=margins,
+        attributes=scores,
+        attribute_names=names,
+        lengths=np.array([len(row) - row.after - row.response_start for row in kept], dtype=np.float32),
+    )
+    data = FitData(with_attributes(view, use), tuple(prompts), len(texts) - len(rows))
+    return Texts(kept, data, tuple(dict.fromkeys(prompt for prompt, *_ in texts.values())), cut)
+
+
+def share_out(
+    batch: Batch, pairs: Numbers, lengths: Numbers, *, processes: int, token_budget: int
+) -> list[list[Micro]]:
+    """Cut a batch into parts that fit in memory, as many for each process.
+
+    Responses that a pair connects, or that are annotated, stay together, so that each is run once in a step. Parts hold
+    responses of like length. Where a process has a part less, it gets one in which nothing counts: with sharded weights
+    every forward pass is a meeting of all processes.
+
+    Args:
+        batch: what counts.
+        pairs: all pairs of the view; shape (m, 2).
+        lengths: tokens of all rows; shape (n,).
+        processes: how many there are.
+        token_budget: tokens in a part, with padding; responses that belong together may exceed it.
+
+    Returns: the parts of each process.
+    """
+    units = sorted(_units(batch, pairs), key=lambda unit: -int(lengths[unit.rows].max()))
+    shares = [_fill(units[process::processes], lengths, token_budget) for process in range(processes)]
+    most = max(map(len, shares))
+    shortest = units[-1].rows[:1]
+    nothing = np.empty(0, dtype=np.int64)
+    return [share + [Micro(shortest, nothing, nothing)] * (most - len(share)) for share in shares]
+
+
+def _tokenise(
+    texts: Mapping[str, Sequence[str]], renderer: Renderer, *, max_length: int, overlong: str
+) -> tuple[dict[str, TokenRow], int]:
+    """The rows that are kept, by response id, and how many of them were cut."""
+    rows: dict[str, TokenRow] = {}
+    cut = 0
+    keys = list(texts)
+    bos = renderer.bos != "none"
+    for start in range(0, len(keys), ENCODED_AT_ONCE):
+        part = keys[start : start + ENCODED_AT_ONCE]
+        whole = renderer.encode([(texts[key][1], texts[key][2]) for key in part])
+        for key, row in zip(part, whole, strict=True):
+            fitted = fit_length(row, max_length=max_length, overlong=overlong, bos=bos)
+            if fitted is not None:
+                rows[key] = fitted
+                cut += len(fitted) < len(row)
+            elif overlong == "error":
+                raise ValueError(
+                    f"response {key} has {len(row)} tokens, more than --max-length {max_length}; "
+                    "raise it, or choose --overlong left, right or drop"
+                )
+    return rows, cut
+
+
+def _units(batch: Batch, pairs: Numbers) -> list[Micro]:
+    """The batch in the smallest parts that share no response."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    mine = pairs[batch.pairs].reshape(-1, 2)
+    rows = np.unique(np.concatenate([mine.ravel(), batch.annotated]))
+    chosen, rejected = np.searchsorted(rows, mine).T
+    graph = coo_array((np.ones(len(mine)), (chosen, rejected)), shape=(len(rows), len(rows)))
+    count, unit = connected_components(graph, directed=False)
+    annotated = unit[np.searchsorted(rows, batch.annotated)]
+    return [
+        Micro(rows[unit == number], batch.pairs[unit[chosen] == number], batch.annotated[annotated == number])
+        for number in range(count)
+    ]
+
+
+def _fill(units: Sequence[Micro], lengths: Numbers, token_budget: int) -> list[Micro]:
+    """Put units together, in their order, while they fit."""
+    parts: list[list[Micro]] = []
+    for unit in units:
+        together = [*parts[-1], unit] if parts else [unit]
+        if parts and _padded_tokens(together, lengths) <= token_budget:
+            parts[-1] = together
+        else:
+            parts.append([unit])
+    return [
+        Micro(
+            np.sort(np.concatenate([unit.rows for unit in part])),
+            np.concatenate([unit.pairs for unit in part]),
+            np.concatenate([unit.annotated for unit in part]),
+        )
+        for part in parts
+    ]
+
+
+def _padded_tokens(units: Sequence[Micro], lengths: Numbers) -> int:
+    rows = np.concatenate([unit.rows for unit in units])
+    return len(rows) * int(lengths[rows].max())

@@ -1,0 +1,202 @@
+"""Everything before the first step of a fine-tune: data read and tokenised, backbone loaded, the plan made.
+
+What can be refused is refused here, before the long run.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.records import Dataset
+from cache.splits import uniform
+from cache.store import Store
+from heads.attributes import AttributeScale
+from heads.requirements import require_attributes, require_pairs
+from pipeline.backbone import Backbone, load_backbone
+from pipeline.embed import EmbedOptions, choose_max_length, read_datasets
+from pipeline.finetune_data import Batch, Batches, Texts, gather_texts
+from pipeline.finetune_loop import Settings
+from pipeline.finetune_loss import NEEDS, Objective
+from pipeline.finetune_options import FinetuneOptions
+from pipeline.finetuned import classifier_class
+from pipeline.fit_data import Source, Split, check_split
+from pipeline.progress import say
+from pipeline.render import Renderer
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
+EVALUATIONS = 10  # in a run, unless `every` says otherwise
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training needs of the options.
+
+    Attributes:
+        objective: what is minimised.
+        backbone: loaded on the CPU in float32.
+        renderer: of its tokenizer.
+        datasets: of pairs and of attributes.
+        texts: their responses.
+        scale: of the attributes, measured on the training rows; None without attributes.
+        targets: attribute scores in standardised units; shape (n, k).
+        batches: of training.
+        held: what is evaluated on.
+        settings: how the optimizer goes.
+        plan: everything that the result depends on, as JSON.
+    """
+
+    objective: Objective
+    backbone: Backbone
+    renderer: Renderer
+    datasets: Mapping[str, Dataset | None]
+    texts: Texts
+    scale: AttributeScale | None
+    targets: NDArray[np.float32]
+    batches: Batches
+    held: Batch
+    settings: Settings
+    plan: Mapping[str, Any]
+
+
+def prepare(options: FinetuneOptions, objective: Objective, accelerator: "Accelerator") -> Prepared:
+    """Read the data and load the backbone; everything that can be refused is refused here."""
+    datasets = _datasets(options, accelerator)
+    say(f"loading {options.backbone} to train it on {accelerator.device.type} in {_precision(accelerator)}")
+    backbone = load_backbone(
+        options.backbone,
+        revision=options.backbone_revision,
+        device="cpu",
+        dtype="float32",
+        lm_head=bool(objective.alpha),
+    )
+    classifier_class(backbone.model.config)
+    renderer = Renderer.of(backbone.tokenizer, options.template)
+    max_length = choose_max_length(options.max_length, backbone)
+    texts = gather_texts(datasets, renderer, max_length=max_length, overlong=options.overlong, use=options.use)
+    split = Split(options.test_share, options.valid_share, options.split_seed)
+    check_split(texts.data, Source((), options.pairs, options.attributes), split, seeds=1)
+    training, holding = split.sides(texts.data, options.seed)
+    scale, targets = _standardise(texts, training, objective)
+    if objective.margin_weight and np.isnan(texts.data.view.margins[_inside(texts, training).pairs]).all():
+        raise ValueError("--margin-weight is given, but no training pair has a margin; leave it out")
+    ours = _inside(texts, training)
+    batches = Batches(ours.pairs, ours.annotated, options.batch_size, options.seed)
+    held = _fewer(_inside(texts, holding), texts, options.valid_pairs)
+    settings = _settings(options, batches.per_epoch, accelerator.device.type)
+    plan = _plan(options, objective, backbone, renderer, datasets, settings, max_length)
+    say(
+        f"{len(ours.pairs):,} pairs and {len(ours.annotated):,} annotated responses to train on, "
+        f"{len(held.pairs):,} and {len(held.annotated):,} to evaluate on; {settings.steps:,} steps"
+    )
+    return Prepared(objective, backbone, renderer, datasets, texts, scale, targets, batches, held, settings, plan)
+
+
+def _precision(accelerator: "Accelerator") -> str:
+    return {"bf16": "bfloat16, weights in float32"}.get(accelerator.mixed_precision, "float32")
+
+
+def _datasets(options: FinetuneOptions, accelerator: "Accelerator") -> dict[str, Dataset | None]:
+    """The datasets by what they are for, kept in the store. Raises ValueError if one lacks its annotations."""
+    store = Store(options.store)
+    given = {kind: name for kind in ("pairs", "attributes") if (name := getattr(options, kind)) is not None}
+    sources = tuple(dict.fromkeys(given.values()))
+    read = read_datasets(EmbedOptions(sources=sources, store=options.store, backbone=options.backbone), store)
+    by_source = dict(zip(sources, read, strict=True))
+    for kind, name in given.items():
+        if not len(by_source[name][kind]):
+            raise ValueError(f"dataset {name!r} has no {kind}; give one that has")
+    accelerator.wait_for_everyone()  # all have read before one writes
+    if accelerator.is_main_process:
+        for dataset in read:
+            if dataset.name not in store.dataset_names():
+                store.write_dataset(dataset)
+    return {kind: by_source.get(given.get(kind, "")) for kind in ("pairs", "attributes")}
+
+
+def _standardise(
+    texts: Texts, training: NDArray[np.bool_], objective: Objective
+) -> tuple[AttributeScale | None, NDArray[np.float32]]:
+    """The attributes' scale on the training rows, and all scores by it: (n, k), k = 0 where they are not used."""
+    view = texts.data.view.subset(training)
+    require_pairs(view, objective.name)
+    if "attributes" not in NEEDS[objective.name]:
+        return None, np.empty((len(texts.rows), 0), dtype=np.float32)
+    require_attributes(view, objective.name)
+    scale = AttributeScale.fit(view)
+    return scale, scale.standardise(texts.data.view)
+
+
+def _inside(texts: Texts, rows: NDArray[np.bool_]) -> Batch:
+    """The pairs and annotated rows that lie among these rows (n,)."""
+    view = texts.data.view
+    annotated = np.isfinite(view.attributes).any(axis=1) & rows
+    return Batch(np.flatnonzero(rows[view.pairs].all(axis=1)), np.flatnonzero(annotated))
+
+
+def _fewer(held: Batch, texts: Texts, most: int) -> Batch:
+    """At most so many pairs and annotated rows, whole prompts drawn by hash."""
+    view = texts.data.view
+    turn = uniform(texts.data.prompt_ids, "finetune")
+    pairs = held.pairs[np.argsort(turn[view.prompts[view.pairs[held.pairs, 0]]], kind="stable")]
+    annotated = held.annotated[np.argsort(turn[view.prompts[held.annotated]], kind="stable")]
+    return Batch(np.sort(pairs[:most]), np.sort(annotated[:most]))
+
+
+def _settings(options: FinetuneOptions, per_epoch: int, device: str) -> Settings:
+    steps = options.epochs * per_epoch
+    steps = steps if options.steps is None else min(steps, options.steps)
+    return Settings(
+        steps=steps,
+        lr=options.lr,
+        warmup=options.warmup,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        every=options.every or math.ceil(steps / EVALUATIONS),
+        token_budget=options.token_budget or TOKEN_BUDGET[device],
+        seed=options.seed,
+    )
+
+
+def _plan(
+    options: FinetuneOptions,
+    prepared_objective: Objective,
+    backbone: Backbone,
+    renderer: Renderer,
+    datasets: Mapping[str, Dataset | None],
+    settings: Settings,
+    max_length: int,
+) -> dict[str, Any]:
+    """Everything that the result depends on but for rounding: what a resumed run must share with its beginning."""
+    plan: dict[str, Any] = {
+        "backbone": backbone.name,
+        "weights": backbone.weights,
+        "tokenizer": backbone.tokenizer_hash,
+        "template": renderer.name,
+        "template_sha256": renderer.sha256,
+        "max_length": max_length,
+        "overlong": options.overlong,
+        "objective": asdict(prepared_objective),
+        "reward_hidden": options.reward_hidden,
+        "lora": options.lora,
+        "lora_alpha": options.lora_alpha,
+    }
+    for kind, dataset in datasets.items():
+        plan[f"{kind}_dataset"] = dataset.name if dataset else None
+        plan[f"{kind}_hash"] = dataset.info["content_hash"] if dataset else None
+    own = {name: value for name, value in asdict(settings).items() if name != "token_budget"}
+    return {
+        **plan,
+        "attributes_used": list(options.use),
+        "split": asdict(Split(options.test_share, options.valid_share, options.split_seed)),
+        "batch_size": options.batch_size,
+        "valid_pairs": options.valid_pairs,
+        "dtype": options.dtype,
+        **own,
+    }

@@ -1,0 +1,261 @@
+"""A fine-tuned backbone as a directory: written, and recognised when it is embedded.
+
+It is a backbone in HF format like any other. Beside its weights stand the head that was trained with it (`head/`, as
+heads are saved), what it was trained on (finetune.json) and the prompts it has seen (seen_prompts.parquet).
+`pipeline embed --backbone DIR` takes these over: the head becomes a run, so that `evaluate` judges it beside frozen
+heads, and the prompts are never judged on, whatever head is fitted on the features (docs/decisions/0009).
+"""
+
+import copy
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from cache.embeddings import SEEN, TRAINING, Embeddings
+from cache.files import read_json, sha256_of_json, write_json, write_table
+from cache.spec import feature_name
+from cache.store import Store
+from heads.given import reward_row
+from heads.protocol import Head
+from heads.registry import load_head
+from pipeline.backbone import resolve
+from pipeline.progress import say
+from pipeline.render import Renderer, TokenRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+HEAD = "head"
+KIND = "finetuned"  # what the names of its runs begin with
+PROOF_ROWS = 8
+TOLERANCE = 1e-4  # of plain transformers' scores, relative to the largest
+
+
+def classifier_class(config: Any) -> Any:  # noqa: ANN401 - a configuration and a class of transformers
+    """Transformers' class that puts one row of weights on the final state of the last token that is no padding.
+
+    Raises: ValueError if it has none for this architecture.
+    """
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    kind: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    score: Any = None if kind is None else getattr(_empty(kind, config), "score", None)
+    plain = isinstance(score, nn.Linear) and getattr(score, "bias", None) is None
+    if not plain or score.in_features != _width(config):
+        raise ValueError(
+            f"transformers has no sequence classifier with a single score row for {type(config).__name__}; "
+            "fine-tune a decoder-only language model"
+        )
+    return kind
+
+
+def write_finetuned(
+    directory: Path,
+    base: nn.Module,
+    head: Head,
+    renderer: Renderer,
+    rows: Sequence[TokenRow],
+    prompt_ids: Sequence[str],
+    record: Mapping[str, Any],
+) -> None:
+    """Write a fine-tuned backbone; finetune.json comes last, so its presence means that the directory is whole.
+
+    A head of one row of weights becomes the `score` of transformers' classifier. With any other the directory holds the
+    backbone alone, and `pipeline export` writes a class of its own for both.
+
+    Args:
+        directory: where to.
+        base: the backbone's model, adapters multiplied out.
+        head: what was trained with it.
+        renderer: as it was trained.
+        rows: some of the rows it was trained for; what was written must score them as base and head do.
+        prompt_ids: what it has seen.
+        record: for finetune.json.
+
+    Raises: ValueError if what was written does not give the scores that were trained.
+    """
+    working = directory / f".writing.{os.getpid()}"
+    shutil.rmtree(working, ignore_errors=True)
+    working.mkdir(parents=True)
+    try:
+        written = write_tokenizer(working, renderer, rows, int(record["max_length"]))
+        with redirect_stderr(io.StringIO()):  # progress bars that no option turns off
+            _write_model(working, base, reward_row(head), int(written.pad_token_id))
+        difference = _largest_difference(working, base, head, rows, plain=reward_row(head) is not None)
+        (working / HEAD).mkdir()
+        head.save(working / HEAD)
+        write_table(working / SEEN, pa.table({"prompt_id": pa.array(prompt_ids, pa.string())}))
+        (directory / TRAINING).unlink(missing_ok=True)
+        shutil.rmtree(directory / HEAD, ignore_errors=True)
+        for path in working.iterdir():
+            path.replace(directory / path.name)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+    template = Renderer.of(written, "model")
+    rendered = {"template_sha256": template.sha256, "difference": difference}
+    write_json(directory / TRAINING, {**record, **rendered})
+
+
+def write_tokenizer(
+    directory: Path, renderer: Renderer, rows: Sequence[TokenRow], max_length: int
+) -> "PreTrainedTokenizerBase":
+    """Write the tokenizer with a chat template that writes the BOS too, so that everyone gets the trained ids from it.
+
+    Transformers' classifiers read the last token that is not the padding token. Where rows end in it, BOS, which no row
+    ends in, becomes the padding token.
+    """
+    tokenizer: Any = copy.deepcopy(renderer.tokenizer)
+    tokenizer.chat_template = renderer.template
+    if renderer.bos == "one" and not renderer.text([{"role": "user", "content": "a"}], "b").startswith(
+        str(tokenizer.bos_token)
+    ):
+        tokenizer.chat_template = f"{{{{ {json.dumps(str(tokenizer.bos_token))} }}}}" + renderer.template
+    if tokenizer.pad_token_id is None or any(row.ids[-1] == tokenizer.pad_token_id for row in rows):
+        tokenizer.pad_token = tokenizer.bos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None or any(row.ids[-1] == tokenizer.pad_token_id for row in rows):
+        raise ValueError(
+            "this tokenizer has no token to pad with that rows do not end in; give it a padding token of its own"
+        )
+    tokenizer.model_max_length = max_length
+    tokenizer.padding_side = "right"
+    tokenizer.save_pretrained(directory)
+    written: PreTrainedTokenizerBase = tokenizer
+    return written
+
+
+def take_over(store: Store, embeddings: Embeddings, backbone: str) -> None:
+    """If the backbone is a fine-tuned one, keep with its embedding what it has seen, and its head as a run."""
+    where = resolve(backbone)
+    if not isinstance(where, Path) or not (where / TRAINING).is_file():
+        return
+    record = read_json(where / TRAINING)
+    embeddings.record_training(record, pq.read_table(where / SEEN)["prompt_id"].to_pylist())
+    spec, feature = embeddings.spec, feature_name(int(record["layer"]), "last")
+    if feature not in spec.features:
+        say(f"note: this backbone's own head reads {feature}, which these --layers and --pool leave out")
+        return
+    for name in ("template_sha256", "max_length", "overlong"):
+        if record[name] != getattr(spec, name):
+            say(f"note: fine-tuned with {name} {record[name]}, embedded with {getattr(spec, name)}")
+    run = _run(store, embeddings, load_head(where / HEAD), record, feature)
+    directory = store.run_directory(run["run_id"])
+    if not (directory / "run.json").is_file():
+        directory.mkdir(parents=True, exist_ok=True)
+        load_head(where / HEAD).save(directory)
+        write_json(directory / "run.json", run)
+    say(f"this backbone brings its own head: run {run['run_id']} (`pipeline evaluate {run['run_id']} --on DATASET`)")
+
+
+def _run(store: Store, embeddings: Embeddings, head: Head, record: Mapping[str, Any], feature: str) -> dict[str, Any]:
+    """The head's run.json, as `pipeline.fit` writes it.
+
+    It names the datasets that the store has as they were trained on; of others, the seen prompts are all that is known.
+    """
+    plan = record["plan"]
+    hashes = {name: store.dataset(name).info["content_hash"] for name in store.dataset_names()}
+    identity: dict[str, Any] = {"head": head.name, "options": head.get_params()}
+    for kind in ("pairs", "attributes"):
+        name, content_hash = plan[f"{kind}_dataset"], plan[f"{kind}_hash"]
+        known = name is not None and hashes.get(name) == content_hash
+        identity |= {f"{kind}_dataset": name if known else None, f"{kind}_hash": content_hash if known else None}
+    identity |= {
+        "attributes_used": plan["attributes_used"] if identity["attributes_dataset"] else [],
+        "embedding": embeddings.spec.fingerprint,
+        "features": [feature],
+        "split": plan["split"],
+    }
+    group = f"{KIND}-{plan['objective']['name']}-{sha256_of_json({**identity, 'plan': plan})[:8]}"
+    return {
+        "run_id": f"{group}-s{plan['seed']}",
+        "group": group,
+        **identity,
+        "tuning": None,
+        "seed": plan["seed"],
+        "control": None,
+        "counts": record["counts"],
+        "history": record["history"],
+        "seconds": record["seconds"],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("rewardheads", "torch", "numpy")},
+        "finetuned": dict(plan),
+    }
+
+
+def _write_model(directory: Path, base: Any, row: Tensor | None, pad: int) -> None:  # noqa: ANN401
+    """The weights and config.json: transformers' classifier with this row, or the backbone alone without one."""
+    if row is None:
+        base.config.pad_token_id = pad
+        base.save_pretrained(directory)
+        return
+    model = _empty(classifier_class(base.config), base.config)
+    weights = {f"{model.base_model_prefix}.{name}": tensor for name, tensor in base.state_dict().items()}
+    weights["score.weight"] = row[None].clone()
+    strange = set(model.state_dict()) ^ set(weights)
+    assert not strange, f"weights do not fit the class: {sorted(strange)[:3]}"
+    model.config.get_text_config().pad_token_id = pad
+    model.config.pad_token_id = pad
+    model.save_pretrained(directory, state_dict={name: tensor.contiguous() for name, tensor in weights.items()})
+    config = read_json(directory / "config.json")
+    labels = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}, "problem_type": "regression"}
+    write_json(directory / "config.json", {**config, "dtype": "float32", "pad_token_id": pad, **labels})
+
+
+@torch.no_grad()
+def _largest_difference(directory: Path, base: Any, head: Head, rows: Sequence[TokenRow], *, plain: bool) -> float:  # noqa: ANN401
+    """How far the scores of what was written are from those of what was trained; a constant apart does not count.
+
+    Raises: ValueError if it is more than rounding.
+    """
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    base.eval()
+    sample = [torch.from_numpy(row.ids).long()[None] for row in rows[:PROOF_ROWS]]
+    trained = torch.from_numpy(head.score(torch.cat([_last_state(base, ids) for ids in sample]).numpy()))
+    if plain:
+        again = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
+        pad = again.config.get_text_config().pad_token_id
+        longest = max(ids.shape[1] for ids in sample)
+        ids = torch.cat([nn.functional.pad(one, (0, longest - one.shape[1]), value=pad) for one in sample])
+        mask = torch.cat([nn.functional.pad(torch.ones_like(one), (0, longest - one.shape[1])) for one in sample])
+        written = again(input_ids=ids, attention_mask=mask).logits[:, 0]
+    else:
+        again = AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
+        written = torch.from_numpy(head.score(torch.cat([_last_state(again, ids) for ids in sample]).numpy()))
+    difference = ((written - written.mean()) - (trained - trained.mean())).abs().max()
+    worst = float(difference / trained.abs().max().clamp_min(1.0))
+    if not worst <= TOLERANCE:
+        raise ValueError(
+            f"plain transformers scores what was written otherwise than it was trained: by {worst:.1e} relative "
+            f"(allowed {TOLERANCE:.0e}); the checkpoints are kept, report this with the backbone's name"
+        )
+    return worst
+
+
+def _last_state(model: Any, ids: Tensor) -> Tensor:  # noqa: ANN401 - a model of transformers
+    state: Tensor = model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
+    return state.float()
+
+
+def _empty(kind: Any, config: Any) -> Any:  # noqa: ANN401 - a class and a configuration of transformers
+    """The class's parts and their names, without memory for them, with one label."""
+    config = copy.deepcopy(config)
+    config.num_labels, config.problem_type = 1, "regression"
+    with torch.device("meta"):
+        return kind(config)
+
+
+def _width(config: Any) -> int:  # noqa: ANN401 - a configuration of transformers
+    width: int = config.get_text_config().hidden_size
+    return width
