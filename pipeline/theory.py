@@ -89,15 +89,16 @@ def theory(options: TheoryOptions) -> list[Row]:
 
 
 def _views(store: Store, options: TheoryOptions) -> tuple[TrainingView, TrainingView]:
-    """The training prompts' view, and the test prompts'."""
+    """The training prompts' view, and the test prompts', less those that a fine-tuned backbone has seen."""
     datasets = {"pairs": options.pairs, "attributes": options.attributes}
     opened = {kind: _annotated(store, kind, name) for kind, name in datasets.items()}
     embeddings = choose_embeddings(store, options.embedding, list(opened.values()))
     features = choose_features(options.features, embeddings)
     data: FitData = gather(embeddings, Source(features, options.pairs, options.attributes), opened, options.use)
     test = is_test(data.prompt_ids, share=options.test_share, seed=options.split_seed)[data.view.prompts]
+    unseen = np.array([prompt not in embeddings.seen_prompts for prompt in data.prompt_ids], dtype=np.bool_)
     say(f"Theorem 1 on {'+'.join(features)} of {embeddings.spec.fingerprint}: {options.resamples} draws of all moments")
-    return data.view.subset(~test), data.view.subset(test)
+    return data.view.subset(~test), data.view.subset(test & unseen[data.view.prompts])
 
 
 def _annotated(store: Store, kind: str, name: str | None) -> Dataset:

@@ -72,12 +72,18 @@ def group_names(runs: Iterable[Row]) -> dict[str, Name]:
     alike: dict[tuple[str, str], dict[str, Row]] = defaultdict(dict)
     for run in runs:
         fitted_on = dict.fromkeys(filter(None, [run["pairs_dataset"], run["attributes_dataset"]]))
-        alike[run["head"], " + ".join(fitted_on)].setdefault(run["group"], _traits(run))
+        alike[_kind(run), " + ".join(fitted_on)].setdefault(run["group"], _traits(run))
     return {
         group: Name(head, detail, fitted_on)
         for (head, fitted_on), groups in alike.items()
         for group, detail in zip(groups, _differences(list(groups.values()), list(groups)), strict=True)
     }
+
+
+def _kind(run: Row) -> str:
+    """The head's name; of one that was trained with its backbone what its group is called, less the hash."""
+    group: str = run["group"]
+    return group.rpartition("-")[0] if group.startswith("finetuned-") else str(run["head"])
 
 
 def _traits(run: Row) -> Row:

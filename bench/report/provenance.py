@@ -42,7 +42,8 @@ def commands(
             yield _line(info["origin"]["audit"])
     judged_on = _judged_on(connection)
     for group in groups:
-        yield _line(_fit(group, several=len(specs) > 1))
+        if not group["group"].startswith("finetuned-"):  # embedding a fine-tuned backbone makes its head's run
+            yield _line(_fit(group, several=len(specs) > 1))
         if group["group"] in judged_on:
             on = [word for dataset in judged_on[group["group"]] for word in ("--on", dataset)]
             yield _line(["evaluate", group["group"], *on])

@@ -1,0 +1,338 @@
+"""Fine-tuning from the command line on a tiny backbone, and the road back: embed, fit, evaluate."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import WORDS, write_jsonl
+
+from cache.splits import is_test
+from cache.store import Store
+
+RunCLI = Callable[..., Any]
+TEMPLATE = ("--template", "plain")
+
+
+def plain_rows(*, start: int = 0, count: int = 60) -> Iterator[dict[str, Any]]:
+    """Pairs of one length in which the chosen response says "red" and the rejected one "blue"."""
+    for number in range(start, start + count):
+        for copy in ("cat", "dog"):
+            said = f"{WORDS[number % 13]} {copy}"
+            prompt = f"why {WORDS[number % 20]} {WORDS[number * 7 % 20]} {number}"
+            yield {"prompt": prompt, "chosen": f"red {said}", "rejected": f"blue {said}", "margin": 1.0 + number % 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """pairs.jsonl, other.jsonl (other prompts), and scores.jsonl (attributes of the pairs' responses)."""
+    folder = tmp_path_factory.mktemp("data")
+    write_jsonl(folder / "pairs.jsonl", list(plain_rows()))
+    write_jsonl(folder / "other.jsonl", list(plain_rows(start=60)))
+    scores = [
+        {
+            "prompt": row["prompt"],
+            "response": row[side],
+            "colour": float(side == "chosen"),
+            "size": float("dog" in row[side]),
+        }
+        for row in plain_rows(count=30)
+        for side in ("chosen", "rejected")
+    ]
+    write_jsonl(folder / "scores.jsonl", scores)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, data: Path) -> Path:
+    """A folder with a smorm fine-tune in `tuned`, and a store in which its embedding of both datasets of pairs is."""
+    from pipeline.embed import EmbedOptions, embed
+    from pipeline.finetune import finetune
+    from pipeline.finetune_options import FinetuneOptions
+
+    folder = tmp_path_factory.mktemp("tuned")
+    finetune(
+        FinetuneOptions(
+            backbone=str(tiny_backbone),
+            output=folder / "tuned",
+            store=folder / "store",
+            pairs=str(data / "pairs.jsonl"),
+            attributes=str(data / "scores.jsonl"),
+            objective="smorm",
+            template="plain",
+            lr=2e-3,
+            epochs=8,
+            every=12,
+            device="cpu",
+            test_share=0.3,
+            valid_share=0.25,
+            split_seed=4,
+        )
+    )
+    options = EmbedOptions(
+        sources=("pairs", "scores", str(data / "other.jsonl")),
+        store=folder / "store",
+        backbone=str(folder / "tuned"),
+        store_dtype="float32",
+        device="cpu",
+    )
+    embed(options)
+    return folder
+
+
+def arguments(backbone: Path, data: Path, output: Path, *more: object) -> list[str]:
+    fixed = ["finetune", "--backbone", backbone, *TEMPLATE, "--pairs", data / "pairs.jsonl", "--device", "cpu"]
+    return [str(word) for word in [*fixed, "--output", output, "--store", output.parent / "store", *more]]
+
+
+def test_it_learns_what_was_planted(tuned: Path) -> None:
+    from pipeline.finetune_loop import read_curves
+
+    lines = list(read_curves(tuned / "tuned" / "curves.jsonl"))
+    judged = [line["valid"] for line in lines if "valid" in line]
+    assert judged[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)  # heads start at 0
+    assert judged[0]["tie_share"] == 1
+    assert judged[-1]["accuracy"] == 1
+    assert judged[-1]["loss"] < 0.5
+    assert judged[-1]["attribute_r2"] > 0.3
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_plain_transformers_gives_the_scores_that_evaluate_stores(tuned: Path) -> None:
+    """From messages by the tokenizer's own template, in a batch; up to the constant that a score row has not."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from pipeline.evaluate import EvaluateOptions, evaluate
+
+    store = Store(tuned / "store")
+    (run_id,) = [name for name in store.run_names() if name.startswith("finetuned-smorm")]
+    evaluate(EvaluateOptions(runs=(run_id,), on=("other",), store=store.root))
+    stored = {
+        row["response_id"]: row for row in pq.read_table(store.run_directory(run_id) / "scores.parquet").to_pylist()
+    }
+    responses = store.dataset("other")["responses"].to_pylist()[:40]
+    model = AutoModelForSequenceClassification.from_pretrained(tuned / "tuned").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tuned / "tuned")
+    assert model.config.num_labels == 1 and model.config.problem_type == "regression"
+    messages = [[*json.loads(r["prompt"]), {"role": "assistant", "content": r["response"]}] for r in responses]
+    inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", padding=True, return_dict=True)
+    assert ((inputs["input_ids"] == tokenizer.bos_token_id).sum(1) == 1).all()
+    with torch.no_grad():
+        found = model(**inputs).logits[:, 0].numpy()
+    expected = np.array([stored[row["response_id"]]["F"] for row in responses])
+    np.testing.assert_allclose(found - found.mean(), expected - expected.mean(), atol=1e-4)
+    assert expected.std() > 0.1
+    assert {"colour", "size", "L", "M"} <= set(next(iter(stored.values())))
+
+
+def test_no_head_on_its_features_is_judged_on_prompts_it_has_seen(tuned: Path, run_cli: RunCLI) -> None:
+    """Not even one that was fitted on another dataset, or with another split."""
+    store = Store(tuned / "store")
+    fit = ("fit", "--head", "linear", "--no-control", "--store", store.root, "--json")
+    elsewhere = run_cli(*fit, "--pairs", "other")
+    resplit = run_cli(*fit, "--pairs", "pairs", "--split-seed", "9")
+    prompts = sorted(set(store.dataset("pairs")["responses"]["prompt_id"].to_pylist()))
+    held = dict(zip(prompts, is_test(prompts, share=0.3, seed=4).tolist(), strict=True))
+    prompt_of = {r["response_id"]: r["prompt_id"] for r in store.dataset("pairs")["responses"].to_pylist()}
+    for result in (elsewhere, resplit):
+        run_id = json.loads(result.stdout)[0]["run_id"]
+        assert run_cli("evaluate", run_id, "--on", "pairs", "--store", store.root).exit_code == 0
+        judged = pq.read_table(store.run_directory(run_id) / "scores.parquet")["response_id"].to_pylist()
+        assert judged and all(held[prompt_of[response]] for response in judged)
+
+
+def test_fit_takes_the_split_that_the_backbone_was_tuned_with(tuned: Path, run_cli: RunCLI) -> None:
+    fit = ("fit", "--head", "linear", "--no-control", "--store", tuned / "store", "--json", "--pairs", "pairs")
+    runs = [json.loads(run_cli(*fit, *more).stdout)[0]["run_id"] for more in ((), ("--test-share", "0.25"))]
+    splits = [Store(tuned / "store").run(run_id)["split"] for run_id in runs]
+    assert splits[0] == {"test_share": 0.3, "valid_share": 0.25, "seed": 4}
+    assert splits[1] == {"test_share": 0.25, "valid_share": 0.25, "seed": 4}
+
+
+def test_the_run_says_what_it_was_trained_on(tuned: Path) -> None:
+    store = Store(tuned / "store")
+    (run_id,) = [name for name in store.run_names() if name.startswith("finetuned-smorm")]
+    run = store.run(run_id)
+    assert (run["pairs_dataset"], run["attributes_dataset"], run["features"]) == ("pairs", "scores", ["L4.last"])
+    assert run["split"] == {"test_share": 0.3, "valid_share": 0.25, "seed": 4}
+    record = json.loads((tuned / "tuned" / "finetune.json").read_text())
+    assert record["datasets"]["pairs"]["content_hash"] == store.dataset("pairs").info["content_hash"]
+    seen = pq.read_table(tuned / "tuned" / "seen_prompts.parquet")["prompt_id"].to_pylist()
+    prompts = sorted(set(store.dataset("pairs")["responses"]["prompt_id"].to_pylist()))
+    assert sorted(seen) == [p for p, out in zip(prompts, is_test(prompts, share=0.3, seed=4), strict=True) if not out]
+
+
+def test_a_store_without_the_datasets_still_does_not_judge_what_was_seen(
+    tuned: Path, data: Path, tmp_path: Path, run_cli: RunCLI
+) -> None:
+    """The same texts under another name: only the prompts are known."""
+    options = ("--backbone", tuned / "tuned", "--store", tmp_path, "--device", "cpu")
+    assert run_cli("embed", data / "pairs.jsonl", "--name", "renamed", *options).exit_code == 0
+    result = run_cli("evaluate", "--on", "renamed", "--store", tmp_path, "--json")
+    assert result.exit_code == 0, result.output
+    (run_id,) = Store(tmp_path).run_names()
+    assert Store(tmp_path).run(run_id)["pairs_dataset"] is None
+    judged = pq.read_table(Store(tmp_path).run_directory(run_id) / "scores.parquet")["response_id"].to_pylist()
+    prompts = {r["response_id"]: r["prompt_id"] for r in Store(tmp_path).dataset("renamed")["responses"].to_pylist()}
+    assert judged and is_test([prompts[response] for response in judged], share=0.3, seed=4).all()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [("--objective", "odin"), ("--objective", "grm"), ("--margin-weight", 0.5, "--centring", 0.01)],
+    ids=["odin", "grm", "margin"],
+)
+def test_every_objective_ends_as_a_run(
+    more: tuple[object, ...],
+    tiny_backbone: Path,
+    data: Path,
+    tmp_path: Path,
+    run_cli: RunCLI,
+) -> None:
+    result = run_cli(*arguments(tiny_backbone, data, tmp_path / "out", "--lr", "2e-3", "--epochs", 4, *more))
+    assert result.exit_code == 0, result.output
+    options = ("--backbone", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu")
+    assert run_cli("embed", "pairs", *options).exit_code == 0
+    result = run_cli("evaluate", "--on", "pairs", "--store", tmp_path / "store", "--json")
+    assert result.exit_code == 0, result.output
+    fits = "both" if "odin" in more else "reward"  # odin's score is its quality, which need not fit the pairs alone
+    judged = {row["scorer"]: row["value"] for row in json.loads(result.stdout) if row["metric"] == "pair_accuracy"}
+    assert judged[fits] > 0.9
+
+
+def test_lora_ends_as_merged_weights(tiny_backbone: Path, data: Path, tmp_path: Path, run_cli: RunCLI) -> None:
+    pytest.importorskip("peft")
+    from safetensors.torch import load_file
+
+    result = run_cli(*arguments(tiny_backbone, data, tmp_path / "out", "--lora", 4, "--lr", "1e-2", "--epochs", 4))
+    assert result.exit_code == 0, result.output
+    weights, before = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", tiny_backbone))
+    assert not any("lora" in name for name in weights)
+    assert {name.removeprefix("model.") for name in weights} == {*before, "score.weight"}
+    changed = {name for name in before if not torch.equal(before[name], weights[f"model.{name}"])}
+    assert changed == {name for name in before if "_proj" in name}
+    record = json.loads((tmp_path / "out" / "finetune.json").read_text())
+    assert record["difference"] < 1e-4  # merged against trained, by plain transformers
+    assert record["best"]["valid"]["accuracy"] > 0.9
+    checkpoint = next((tmp_path / "out" / "checkpoints").glob("*/model.safetensors"))
+    assert all("lora_" in name or name.startswith("heads.") for name in load_file(checkpoint))
+
+
+def run_files(output: Path) -> dict[str, bytes]:
+    """What a fine-tune left but for times: weights, the last checkpoint and the curves."""
+    checkpoint = max((output / "checkpoints").iterdir())
+    files = [output / "model.safetensors", *sorted(checkpoint.iterdir()), output / "head" / "head.safetensors"]
+    found = {
+        path.name if path.parent == output else f"{path.parent.name}/{path.name}": path.read_bytes() for path in files
+    }
+    lines = [json.loads(line) for line in (output / "curves.jsonl").read_text().splitlines()]
+    found["curves"] = json.dumps([{k: v for k, v in line.items() if k != "seconds"} for line in lines]).encode()
+    return found
+
+
+def command(words: list[str], *launcher: str) -> list[str]:
+    return [sys.executable, "-m", *launcher, "pipeline.cli", *words]
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(
+    tiny_backbone: Path, data: Path, tmp_path: Path, run_cli: RunCLI
+) -> None:
+    """SIGKILL at a random moment after a random checkpoint, between or within steps."""
+    more = ("--epochs", 4, "--lr", "1e-3", "--every", 3, "--attributes", data / "scores.jsonl", "--objective", "smorm")
+    whole, killed = (arguments(tiny_backbone, data, tmp_path / name / "out", *more) for name in ("whole", "killed"))
+    assert run_cli(*whole).exit_code == 0
+    chance = random.Random()  # another moment in every run of the tests
+    process = subprocess.Popen(command(killed), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    after = tmp_path / "killed" / "out" / "checkpoints" / f"step-{3 * chance.randrange(1, 4):08d}" / "checkpoint.json"
+    while not after.exists() and process.poll() is None and not list(after.parent.parent.glob("step-0000002*")):
+        time.sleep(0.002)
+    time.sleep(chance.uniform(0, 0.3))
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "out" / "finetune.json").exists()
+    again = run_cli(*killed)
+    assert again.exit_code == 0, again.output
+    assert "going on from step" in again.stderr
+    ours, theirs = run_files(tmp_path / "killed" / "out"), run_files(tmp_path / "whole" / "out")
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+    assert set(ours) == set(theirs)
+
+
+def test_two_processes_take_the_steps_of_one(tiny_backbone: Path, data: Path, tmp_path: Path, run_cli: RunCLI) -> None:
+    """Batches of five pairs do not divide by two, and ODIN's length loss takes all of them at once."""
+    more = ("--objective", "odin", "--steps", 6, "--lr", "1e-3", "--batch-size", 5, "--token-budget", 60, "--every", 3)
+    one, two = (arguments(tiny_backbone, data, tmp_path / name / "out", *more) for name in ("one", "two"))
+    assert run_cli(*one).exit_code == 0
+    launcher = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0", "-m")
+    done = subprocess.run(command(two, *launcher), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("step 6 of 6") == 1  # one of them speaks
+    single, double = (
+        [json.loads(line) for line in (tmp_path / name / "out" / "curves.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert [line["step"] for line in single] == [line["step"] for line in double]
+    for ours, theirs in zip(single, double, strict=True):
+        for name in set(ours) & {"loss", "preference", "length", "orthogonality", "grad_norm", "tokens", "lr"}:
+            assert theirs[name] == pytest.approx(ours[name], rel=1e-3, abs=1e-5), name
+        if "valid" in ours:
+            assert theirs["valid"]["loss"] == pytest.approx(ours["valid"]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--alpha", 0.1), "--alpha goes with --objective grm, not bt; leave it out"),
+        (("--objective", "smorm"), "objective smorm is trained on attributes; give --attributes DATASET"),
+        (("--attributes", "pairs"), "objective bt does not use attributes; leave out --attributes pairs"),
+        (("--lora-alpha", 8), "--lora-alpha goes with --lora RANK; give both or neither"),
+        (("--max-length", 9999), "--max-length 9999 is outside 2 to 512"),
+        (("--test-share", 0.99, "--valid-share", 0.9), "leaves none of 120 pairs to fit on"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence_and_writes_nothing(
+    more: tuple[object, ...], said: str, tiny_backbone: Path, data: Path, tmp_path: Path, run_cli: RunCLI
+) -> None:
+    result = run_cli(*arguments(tiny_backbone, data, tmp_path / "out", *more))
+    assert result.exit_code == 1
+    error = result.stderr[result.stderr.index("Error:") :]
+    assert said in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_fine_tune_is_not_written_over(tuned: Path, tiny_backbone: Path, data: Path, run_cli: RunCLI) -> None:
+    before = (tuned / "tuned" / "model.safetensors").read_bytes()
+    result = run_cli(*arguments(tiny_backbone, data, tuned / "tuned"))
+    assert result.exit_code == 1
+    assert "holds a fine-tune with" in result.stderr and "give another --output" in result.stderr
+    assert (tuned / "tuned" / "model.safetensors").read_bytes() == before
+
+
+def test_an_encoder_is_refused_before_the_training() -> None:
+    from transformers import BertConfig
+
+    from pipeline.finetuned import classifier_class
+
+    with pytest.raises(ValueError, match="no sequence classifier with a single score row for BertConfig"):
+        classifier_class(BertConfig(num_hidden_layers=1, hidden_size=8, intermediate_size=8, num_attention_heads=1))
+
+
+@pytest.mark.parametrize("package", ["accelerate", "peft"])
+def test_a_missing_package_is_named_with_what_to_install(
+    package: str, tiny_backbone: Path, data: Path, tmp_path: Path, run_cli: RunCLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    result = run_cli(*arguments(tiny_backbone, data, tmp_path / "out", "--lora", 2))
+    assert result.exit_code == 1
+    assert f"{package}, which is not installed; run: pip install 'rewardheads[finetune]'" in result.stderr
