@@ -29,6 +29,7 @@ from pipeline.fit_data import (
     annotated_rows,
     choose_datasets,
     choose_embeddings,
+    choose_split,
     gather,
     permute_attributes,
 )
@@ -108,6 +109,11 @@ def bench_smorm(options: BenchSmormOptions) -> list[dict[str, Any]]:
     heads = [make_head("smorm", {})]
     datasets = choose_datasets(store, heads, {"pairs": options.pairs, "attributes": options.attributes})
     embeddings = choose_embeddings(store, options.embedding, [d for d in datasets.values() if d is not None])
+    if choose_split(embeddings) != Split():
+        raise ValueError(
+            f"the backbone of embedding {embeddings.spec.fingerprint} was fine-tuned with another split than this bench "
+            "judges by, so it has seen some of the test prompts; take an embedding of another backbone"
+        )
     source = Source(choose_features(options.features, embeddings), options.pairs, options.attributes)
     settings = _settings(options)
     load = partial(gather, embeddings, datasets=datasets, use=options.use)

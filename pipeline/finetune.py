@@ -26,7 +26,7 @@ from pipeline.finetune_loop import CHECKPOINTS, CURVES, Loop, best_of, read_curv
 from pipeline.finetune_model import EXTRA, RewardModel, build_model, merged
 from pipeline.finetune_options import GRM_HIDDEN, FinetuneOptions, choose_lora, choose_objective
 from pipeline.finetune_plan import Prepared, prepare
-from pipeline.finetuned import write_finetuned
+from pipeline.finetuned import read_training, write_finetuned
 from pipeline.progress import say
 
 if TYPE_CHECKING:
@@ -109,9 +109,10 @@ def _write(options: FinetuneOptions, prepared: Prepared, kept: list[Checkpoint],
     best.load_model(model)
     spread = torch.tensor(best.content["valid"].get("spread", [[0.0, 0.0], [1.0, 1.0]]))
     head = model.heads.as_head(prepared.objective, prepared.scale, spread)
-    record = _record(options, prepared, best, seconds)
-    texts = prepared.texts
-    write_finetuned(options.output, merged(model), head, prepared.renderer, texts.rows, _seen(prepared), record)
+    before, already = read_training(options.backbone) or (None, [])
+    record = {**_record(options, prepared, best, seconds), "before": before}
+    seen = list(dict.fromkeys([*already, *_seen(prepared)]))
+    write_finetuned(options.output, merged(model), head, prepared.renderer, prepared.texts.rows, seen, record)
     say(
         f"{options.output}: the weights of step {best.step:,}; "
         f"`pipeline embed DATASET --backbone {options.output}` takes it from here"

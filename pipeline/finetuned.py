@@ -135,13 +135,22 @@ def write_tokenizer(
     return written
 
 
-def take_over(store: Store, embeddings: Embeddings, backbone: str) -> None:
-    """If the backbone is a fine-tuned one, keep with its embedding what it has seen, and its head as a run."""
+def read_training(backbone: str) -> tuple[dict[str, Any], list[str]] | None:
+    """A fine-tuned backbone's finetune.json and the prompts it has seen; None for any other backbone."""
     where = resolve(backbone)
     if not isinstance(where, Path) or not (where / TRAINING).is_file():
+        return None
+    return read_json(where / TRAINING), pq.read_table(where / SEEN)["prompt_id"].to_pylist()
+
+
+def take_over(store: Store, embeddings: Embeddings, backbone: str) -> None:
+    """If the backbone is a fine-tuned one, keep with its embedding what it has seen, and its head as a run."""
+    known = read_training(backbone)
+    if known is None:
         return
-    record = read_json(where / TRAINING)
-    embeddings.record_training(record, pq.read_table(where / SEEN)["prompt_id"].to_pylist())
+    record, seen = known
+    embeddings.record_training(record, seen)
+    head = load_head(Path(resolve(backbone)) / HEAD)
     spec, feature = embeddings.spec, feature_name(int(record["layer"]), "last")
     if feature not in spec.features:
         say(f"note: this backbone's own head reads {feature}, which these --layers and --pool leave out")
@@ -149,11 +158,11 @@ def take_over(store: Store, embeddings: Embeddings, backbone: str) -> None:
     for name in ("template_sha256", "max_length", "overlong"):
         if record[name] != getattr(spec, name):
             say(f"note: fine-tuned with {name} {record[name]}, embedded with {getattr(spec, name)}")
-    run = _run(store, embeddings, load_head(where / HEAD), record, feature)
+    run = _run(store, embeddings, head, record, feature)
     directory = store.run_directory(run["run_id"])
     if not (directory / "run.json").is_file():
         directory.mkdir(parents=True, exist_ok=True)
-        load_head(where / HEAD).save(directory)
+        head.save(directory)
         write_json(directory / "run.json", run)
     say(f"this backbone brings its own head: run {run['run_id']} (`pipeline evaluate {run['run_id']} --on DATASET`)")
 

@@ -78,7 +78,11 @@ class Split:
 
 
 def choose_split(
-    embeddings: Embeddings, *, test_share: float | None, valid_share: float | None, seed: int | None
+    embeddings: Embeddings,
+    *,
+    test_share: float | None = None,
+    valid_share: float | None = None,
+    seed: int | None = None,
 ) -> Split:
     """The split as given; what is not given is as the backbone was fine-tuned with, if it was, else as `Split` has it.
 

@@ -173,6 +173,22 @@ def test_the_run_says_what_it_was_trained_on(tuned: Path) -> None:
     assert sorted(seen) == [p for p, out in zip(prompts, is_test(prompts, share=0.3, seed=4), strict=True) if not out]
 
 
+def test_a_backbone_that_is_tuned_again_hands_on_what_it_has_seen(
+    tuned: Path, data: Path, tmp_path: Path, run_cli: RunCLI
+) -> None:
+    words = arguments(tuned / "tuned", data, tmp_path / "out", "--steps", 1)
+    words[words.index("--pairs") + 1] = str(data / "other.jsonl")
+    again = [word for word in words if word not in TEMPLATE]  # it brings its own template
+    result = run_cli(*again)
+    assert result.exit_code == 0, result.output
+    seen = [
+        set(pq.read_table(folder / "seen_prompts.parquet")["prompt_id"].to_pylist())
+        for folder in (tuned / "tuned", tmp_path / "out")
+    ]
+    other = set(Store(tmp_path / "store").dataset("other")["responses"]["prompt_id"].to_pylist())
+    assert seen[0] < seen[1] and seen[1] - seen[0] < other
+
+
 def test_a_store_without_the_datasets_still_does_not_judge_what_was_seen(
     tuned: Path, data: Path, tmp_path: Path, run_cli: RunCLI
 ) -> None:
