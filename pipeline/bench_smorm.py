@@ -111,8 +111,8 @@ def bench_smorm(options: BenchSmormOptions) -> list[dict[str, Any]]:
     embeddings = choose_embeddings(store, options.embedding, [d for d in datasets.values() if d is not None])
     if choose_split(embeddings) != Split():
         raise ValueError(
-            f"the backbone of embedding {embeddings.spec.fingerprint} was fine-tuned with another split than this bench "
-            "judges by, so it has seen some of the test prompts; take an embedding of another backbone"
+            f"the backbone of embedding {embeddings.spec.fingerprint} was fine-tuned with another split than this "
+            "bench judges by, so it has seen some of the test prompts; take an embedding of another backbone"
         )
     source = Source(choose_features(options.features, embeddings), options.pairs, options.attributes)
     settings = _settings(options)
