@@ -1,5 +1,6 @@
 """Fine-tuning from the command line on a tiny backbone, and the road back: embed, fit, evaluate."""
 
+import copy
 import json
 import os
 import random
@@ -27,8 +28,8 @@ TEMPLATE = ("--template", "plain")
 def plain_rows(*, start: int = 0, count: int = 60) -> Iterator[dict[str, Any]]:
     """Pairs of one length in which the chosen response says "red" and the rejected one "blue"."""
     for number in range(start, start + count):
-        for copy in ("cat", "dog"):
-            said = f"{WORDS[number % 13]} {copy}"
+        for animal in ("cat", "dog"):
+            said = f"{WORDS[number % 13]} {animal}"
             prompt = f"why {WORDS[number % 20]} {WORDS[number * 7 % 20]} {number}"
             yield {"prompt": prompt, "chosen": f"red {said}", "rejected": f"blue {said}", "margin": 1.0 + number % 2}
 
@@ -342,6 +343,51 @@ def test_an_encoder_is_refused_before_the_training() -> None:
 
     with pytest.raises(ValueError, match="no sequence classifier with a single score row for BertConfig"):
         classifier_class(BertConfig(num_hidden_layers=1, hidden_size=8, intermediate_size=8, num_attention_heads=1))
+
+
+def test_rows_that_end_in_the_padding_token_keep_their_end(
+    tiny_tokenizer: Any,  # noqa: ANN401
+    data: Path,
+    tmp_path: Path,
+    run_cli: RunCLI,
+) -> None:
+    """A Llama whose padding token is its EOS, and a template that ends in EOS: transformers would read before it."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaModel
+
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    )
+    LlamaModel(config).save_pretrained(tmp_path / "llama")
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(tmp_path / "llama")
+    template = "{% for message in messages %}{{ message.content }}<eos>{% endfor %}"
+    (tmp_path / "ends.jinja").write_text(template)
+    words = arguments(tmp_path / "llama", data, tmp_path / "out", "--lr", "5e-3", "--steps", 6)
+    words[words.index("plain")] = str(tmp_path / "ends.jinja")
+    result = run_cli(*words)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out" / "finetune.json").read_text())["difference"] < 1e-4
+    written = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert written.pad_token == "<bos>"
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    talks = [
+        [{"role": "user", "content": "why"}, {"role": "assistant", "content": text}] for text in ("red", "a cat sat")
+    ]
+    both = written.apply_chat_template(talks, return_tensors="pt", padding=True, return_dict=True)
+    alone = [written.apply_chat_template([talk], return_tensors="pt", return_dict=True) for talk in talks]
+    assert all(one["input_ids"][0, -1] == written.eos_token_id for one in alone)
+    with torch.no_grad():
+        together = model(**both).logits[:, 0]
+        states = [model.model(**one).last_hidden_state[0, -1] for one in alone]
+    torch.testing.assert_close(together, torch.stack(states) @ model.score.weight[0])
 
 
 @pytest.mark.parametrize("package", ["accelerate", "peft"])
