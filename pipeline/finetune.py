@@ -20,13 +20,15 @@ import torch
 from cache.embeddings import TRAINING
 from cache.files import read_json
 from cache.splits import is_test
+from cache.store import Store
 from pipeline.backbone import Backbone, default_dtype, load_backbone
 from pipeline.checkpoints import Checkpoint, find_checkpoints
 from pipeline.finetune_loop import CHECKPOINTS, CURVES, Loop, best_of, read_curves, train
 from pipeline.finetune_model import EXTRA, RewardModel, build_model, merged
-from pipeline.finetune_options import GRM_HIDDEN, FinetuneOptions, choose_lora, choose_objective
+from pipeline.finetune_options import FinetuneOptions, choose_hidden, choose_lora, choose_objective
 from pipeline.finetune_plan import Prepared, prepare
 from pipeline.finetuned import read_training, write_finetuned
+from pipeline.fit_data import trained_prompts
 from pipeline.progress import say
 
 if TYPE_CHECKING:
@@ -111,7 +113,9 @@ def _write(options: FinetuneOptions, prepared: Prepared, kept: list[Checkpoint],
     head = model.heads.as_head(prepared.objective, prepared.scale, spread)
     before, already = read_training(options.backbone) or (None, [])
     record = {**_record(options, prepared, best, seconds), "before": before}
-    seen = list(dict.fromkeys([*already, *_seen(prepared)]))
+    store = Store(options.store)
+    fitted = sorted(trained_prompts(store, store.run(options.init))) if options.init else []
+    seen = list(dict.fromkeys([*already, *fitted, *_seen(prepared)]))
     write_finetuned(options.output, merged(model), head, prepared.renderer, prepared.texts.rows, seen, record)
     say(
         f"{options.output}: the weights of step {best.step:,}; "
@@ -120,18 +124,18 @@ def _write(options: FinetuneOptions, prepared: Prepared, kept: list[Checkpoint],
 
 
 def _build(options: FinetuneOptions, prepared: Prepared, backbone: Backbone) -> RewardModel:
-    hidden = 0
-    if prepared.objective.name == "grm":
-        hidden = GRM_HIDDEN if options.reward_hidden is None else options.reward_hidden
-    return build_model(
+    model = build_model(
         backbone,
         prepared.objective if backbone.lm_head is not None else replace(prepared.objective, alpha=0.0),
         attributes=prepared.targets.shape[1],
-        hidden=hidden,
+        hidden=choose_hidden(options),
         lora=choose_lora(options),
         recompute=options.recompute,
         seed=options.seed,
     )
+    if prepared.start is not None:
+        model.heads.start_from(prepared.start)
+    return model
 
 
 def _accelerator(options: FinetuneOptions) -> "Accelerator":

@@ -77,6 +77,11 @@ class RewardHeads(nn.Module):
         rewards: Tensor = self.reward(states)
         return rewards if self.attributes is None else torch.cat([rewards, self.attributes(states)], dim=1)
 
+    def start_from(self, row: Tensor) -> None:
+        """Take a reward's weight (d,) on the state as it is for the first reward's."""
+        with torch.no_grad():
+            self.rows[0].copy_(row)
+
     def as_head(self, objective: Objective, scale: AttributeScale | None, spread: Tensor) -> Head:
         """What was trained as a head on the backbone's final state; scale and spread as in `given_smorm`."""
         if isinstance(self.reward, nn.Sequential):

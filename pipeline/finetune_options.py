@@ -42,6 +42,7 @@ class FinetuneOptions:
         reward_hidden: grm: width of the hidden layer under the reward, 0 leaves it out; None is 1,024.
         length_weight: odin: weight of the length loss; None is 1.
         orthogonality_weight: odin: weight of the heads' |cosine|; None is 1.
+        init: run of a head `linear` on this backbone's final state to start the reward from; None starts it at 0.
         lora: rank of LoRA adapters; None trains every weight.
         lora_alpha: LoRA's scale times the rank; None is twice the rank.
         batch_size: pairs, and for smorm annotated responses, in a step.
@@ -83,6 +84,7 @@ class FinetuneOptions:
     reward_hidden: int | None = None
     length_weight: float | None = None
     orthogonality_weight: float | None = None
+    init: str | None = None
     lora: int | None = None
     lora_alpha: float | None = None
     batch_size: int = 16
@@ -131,6 +133,13 @@ def choose_objective(options: FinetuneOptions) -> Objective:
     return Objective(
         name, margin_weight=options.margin_weight, smoothing=options.smoothing, centring=options.centring, **own
     )
+
+
+def choose_hidden(options: FinetuneOptions) -> int:
+    """Width of the hidden layer under the reward; 0 for none."""
+    if options.objective != "grm":
+        return 0
+    return GRM_HIDDEN if options.reward_hidden is None else options.reward_hidden
 
 
 def choose_lora(options: FinetuneOptions) -> LoRA | None:

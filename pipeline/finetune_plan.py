@@ -9,19 +9,23 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cache.records import Dataset
+from cache.spec import feature_name
 from cache.splits import uniform
 from cache.store import Store
 from heads.attributes import AttributeScale
+from heads.linear import Linear
 from heads.requirements import require_attributes, require_pairs
 from pipeline.backbone import Backbone, load_backbone
 from pipeline.embed import EmbedOptions, choose_max_length, read_datasets
 from pipeline.finetune_data import Batch, Batches, Texts, gather_texts
 from pipeline.finetune_loop import Settings
 from pipeline.finetune_loss import NEEDS, Objective
-from pipeline.finetune_options import FinetuneOptions
+from pipeline.finetune_options import FinetuneOptions, choose_hidden
 from pipeline.finetuned import classifier_class
 from pipeline.fit_data import Source, Split, check_split
 from pipeline.progress import say
@@ -49,6 +53,7 @@ class Prepared:
         batches: of training.
         held: what is evaluated on.
         settings: how the optimizer goes.
+        start: what the reward's weight starts from; shape (d,); None is 0.
         plan: everything that the result depends on, as JSON.
     """
 
@@ -62,6 +67,7 @@ class Prepared:
     batches: Batches
     held: Batch
     settings: Settings
+    start: Tensor | None
     plan: Mapping[str, Any]
 
 
@@ -84,9 +90,9 @@ def prepare(options: FinetuneOptions, objective: Objective, accelerator: "Accele
     check_split(texts.data, Source((), options.pairs, options.attributes), split, seeds=1)
     training, holding = split.sides(texts.data, options.seed)
     scale, targets = _standardise(texts, training, objective)
-    if objective.margin_weight and np.isnan(texts.data.view.margins[_inside(texts, training).pairs]).all():
-        raise ValueError("--margin-weight is given, but no training pair has a margin; leave it out")
     ours = _inside(texts, training)
+    if objective.margin_weight and np.isnan(texts.data.view.margins[ours.pairs]).all():
+        raise ValueError("--margin-weight is given, but no training pair has a margin; leave it out")
     batches = Batches(ours.pairs, ours.annotated, options.batch_size, options.seed)
     held = _fewer(_inside(texts, holding), texts, options.valid_pairs)
     settings = _settings(options, batches.per_epoch, accelerator.device.type)
@@ -95,7 +101,32 @@ def prepare(options: FinetuneOptions, objective: Objective, accelerator: "Accele
         f"{len(ours.pairs):,} pairs and {len(ours.annotated):,} annotated responses to train on, "
         f"{len(held.pairs):,} and {len(held.annotated):,} to evaluate on; {settings.steps:,} steps"
     )
-    return Prepared(objective, backbone, renderer, datasets, texts, scale, targets, batches, held, settings, plan)
+    start = _start(options, backbone)
+    return Prepared(
+        objective, backbone, renderer, datasets, texts, scale, targets, batches, held, settings, start, plan
+    )
+
+
+def _start(options: FinetuneOptions, backbone: Backbone) -> Tensor | None:
+    """The weight (d,) of the frozen head to start from: a linear probe first, then all weights (arXiv:2202.10054).
+
+    Raises: ValueError if the run is no such head, or of another backbone.
+    """
+    if options.init is None:
+        return None
+    store, feature = Store(options.store), feature_name(backbone.layer_count, "last")
+    if options.init not in store.run_names():
+        raise ValueError(f"no run {options.init!r} in {store.root}; `pipeline ls` shows the groups, a run is GROUP-s0")
+    run = store.run(options.init)
+    if choose_hidden(options) or run["head"] != "linear" or run["features"] != [feature]:
+        raise ValueError(
+            f"--init takes a linear head on {feature} for a linear reward; {options.init} is a {run['head']} on "
+            f"{'+'.join(run['features'])}; fit one with `pipeline fit --head linear --features {feature}`"
+        )
+    spec = store.embeddings(run["embedding"]).spec
+    if spec.weights != backbone.weights:
+        raise ValueError(f"run {options.init} was fitted on another backbone, {spec.backbone}; fit one on this")
+    return torch.from_numpy(Linear.load(store.run_directory(options.init)).folded_weight)
 
 
 def _precision(accelerator: "Accelerator") -> str:
@@ -184,6 +215,7 @@ def _plan(
         "overlong": options.overlong,
         "objective": asdict(prepared_objective),
         "reward_hidden": options.reward_hidden,
+        "init": options.init,
         "lora": options.lora,
         "lora_alpha": options.lora_alpha,
     }

@@ -174,6 +174,38 @@ def test_the_run_says_what_it_was_trained_on(tuned: Path) -> None:
     assert sorted(seen) == [p for p, out in zip(prompts, is_test(prompts, share=0.3, seed=4), strict=True) if not out]
 
 
+def test_it_starts_from_a_frozen_head(tiny_backbone: Path, data: Path, tmp_path: Path, run_cli: RunCLI) -> None:
+    """The first evaluation is the frozen head's, and what that head has seen is not judged either."""
+    store = tmp_path / "store"
+    options = ("--backbone", tiny_backbone, *TEMPLATE, "--store", store, "--store-dtype", "float32", "--device", "cpu")
+    assert run_cli("embed", data / "pairs.jsonl", data / "other.jsonl", *options, "--layers", "50%,last").exit_code == 0
+    fit = ("fit", "--head", "linear", "--no-control", "--store", store, "--json", "-o", "l2", 1.0)
+    (run,) = json.loads(run_cli(*fit, "--pairs", "other").stdout)
+    (lower,) = json.loads(run_cli(*fit, "--pairs", "other", "--features", "L2.last").stdout)
+    refused = run_cli(*arguments(tiny_backbone, data, tmp_path / "no", "--init", lower["run_id"]))
+    assert refused.exit_code == 1 and "--init takes a linear head on L4.last" in refused.stderr
+    result = run_cli(*arguments(tiny_backbone, data, tmp_path / "out", "--init", run["run_id"], "--steps", 1))
+    assert result.exit_code == 0, result.output
+    first = json.loads((tmp_path / "out" / "curves.jsonl").read_text().splitlines()[0])["valid"]
+
+    from cache.assembly import assemble
+    from cache.splits import is_valid
+    from heads.objectives import bt_loss
+    from heads.registry import load_head
+
+    disk = Store(store)
+    found = assemble(disk.embeddings(disk.fingerprints()[0]), ["L4.last"], pairs=disk.dataset("pairs"))
+    test, valid = is_test(found.prompt_ids, share=0.2, seed=0), is_valid(found.prompt_ids, share=0.15, seed=0)
+    pairs = found.view.subset(~test & valid).pairs
+    rewards = torch.from_numpy(load_head(disk.run_directory(run["run_id"])).score(found.view.matrix("the test")))
+    expected = bt_loss(rewards[pairs[:, 0]] - rewards[pairs[:, 1]])
+    assert first["loss"] == pytest.approx(float(expected), rel=1e-3)
+    assert float(expected) < 0.6 and first["n"] == len(pairs) > 0
+    seen = set(pq.read_table(tmp_path / "out" / "seen_prompts.parquet")["prompt_id"].to_pylist())
+    prompts = sorted(set(disk.dataset("other")["responses"]["prompt_id"].to_pylist()))
+    assert [p in seen for p in prompts] == (~is_test(prompts, share=0.2, seed=0)).tolist()
+
+
 def test_a_backbone_that_is_tuned_again_hands_on_what_it_has_seen(
     tuned: Path, data: Path, tmp_path: Path, run_cli: RunCLI
 ) -> None:
