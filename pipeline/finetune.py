@@ -6,7 +6,6 @@ on from the last checkpoint; under `accelerate launch` several processes share e
 
 import math
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
@@ -66,10 +65,9 @@ def finetune(options: FinetuneOptions) -> FinetuneSummary:
             if known is not None:
                 say(f"{options.output} is complete; nothing is left to do")
                 return known
-            started = time.monotonic()
             kept = _train(options, prepared, accelerator)
             if accelerator.is_main_process:
-                _write(options, prepared, kept, time.monotonic() - started)
+                _write(options, prepared, kept)
             accelerator.wait_for_everyone()
             best = best_of(kept)
             return FinetuneSummary(options.output, prepared.settings.steps, best.step, best.content["valid"])
@@ -100,7 +98,7 @@ def _train(options: FinetuneOptions, prepared: Prepared, accelerator: "Accelerat
     return train(loop, options.output, prepared.plan)
 
 
-def _write(options: FinetuneOptions, prepared: Prepared, kept: list[Checkpoint], seconds: float) -> None:
+def _write(options: FinetuneOptions, prepared: Prepared, kept: list[Checkpoint]) -> None:
     """Write the best checkpoint's weights as a backbone with its head."""
     best = best_of(kept)
     # Loaded again: the trained one may be sharded over processes, and on a GPU.
@@ -112,7 +110,7 @@ def _write(options: FinetuneOptions, prepared: Prepared, kept: list[Checkpoint],
     spread = torch.tensor(best.content["valid"].get("spread", [[0.0, 0.0], [1.0, 1.0]]))
     head = model.heads.as_head(prepared.objective, prepared.scale, spread)
     before, already = read_training(options.backbone) or (None, [])
-    record = {**_record(options, prepared, best, seconds), "before": before}
+    record = {**_record(options, prepared, best), "before": before}
     store = Store(options.store)
     fitted = sorted(trained_prompts(store, store.run(options.init))) if options.init else []
     seen = list(dict.fromkeys([*already, *fitted, *_seen(prepared)]))
@@ -182,9 +180,10 @@ def _known(output: Path, plan: Mapping[str, Any]) -> FinetuneSummary | None:
     return FinetuneSummary(output, plan["steps"], record["best"]["step"], record["best"]["valid"])
 
 
-def _record(options: FinetuneOptions, prepared: Prepared, best: Checkpoint, seconds: float) -> dict[str, Any]:
+def _record(options: FinetuneOptions, prepared: Prepared, best: Checkpoint) -> dict[str, Any]:
     """finetune.json, but for what writing the directory adds."""
-    evaluated = [line for line in read_curves(options.output / CURVES) if "valid" in line]
+    curves = list(read_curves(options.output / CURVES))
+    evaluated = [line for line in curves if "valid" in line]
     batches, per_epoch = prepared.batches, prepared.batches.per_epoch
     return {
         "plan": prepared.plan,
@@ -209,7 +208,7 @@ def _record(options: FinetuneOptions, prepared: Prepared, best: Checkpoint, seco
             for kind, dataset in prepared.datasets.items()
             if dataset is not None
         },
-        "seconds": seconds,
+        "seconds": sum(line.get("seconds", 0.0) for line in curves),  # of all steps, whatever killed the run between
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in ("rewardheads", "torch", "transformers", "accelerate")},
     }
