@@ -3,7 +3,7 @@
 It is a backbone in HF format like any other. Beside its weights stand the head that was trained with it (`head/`, as
 heads are saved), what it was trained on (finetune.json) and the prompts it has seen (seen_prompts.parquet).
 `pipeline embed --backbone DIR` takes these over: the head becomes a run, so that `evaluate` judges it beside frozen
-heads, and the prompts are never judged on, whatever head is fitted on the features (docs/decisions/0009).
+heads, and the prompts are never judged on, whatever head is fitted on the features (docs/decisions/0010).
 """
 
 import copy

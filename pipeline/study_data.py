@@ -111,6 +111,7 @@ def load_study(store: Store, study: Study) -> StudyData:
     _check_needs(study)
     every = list({dataset.name: dataset for dataset in (*pools.values(), *others.values())}.values())
     embeddings = {name: _embedding(store, name, spec, every) for name, spec in study.features.items()}
+    tuned = _seen_by_backbones(study, every, embeddings)
     ids = _embedded(every, list(embeddings.values()))
     row_of = {identifier: row for row, identifier in enumerate(ids)}
     features = {
@@ -119,7 +120,7 @@ def load_study(store: Store, study: Study) -> StudyData:
     }
     data = {name: _pool_data(store, study, name, dataset, row_of) for name, dataset in pools.items()}
     most = _check_quantities(study, data)
-    seen = {prompt for dataset in pools.values() for prompt in dataset["responses"]["prompt_id"].to_pylist()}
+    seen = tuned.union(*(dataset["responses"]["prompt_id"].to_pylist() for dataset in pools.values()))
     return StudyData(
         features=features,
         pools=data,
@@ -127,6 +128,20 @@ def load_study(store: Store, study: Study) -> StudyData:
         most=most,
         definitions=_definitions(store, study, {**pools, **others}, embeddings),
     )
+
+
+def _seen_by_backbones(study: Study, datasets: Sequence[Dataset], embeddings: Mapping[str, Embeddings]) -> set[str]:
+    """The prompts that fine-tuned backbones have seen; ValueError if the study would judge on one of them."""
+    prompts = sorted({prompt for dataset in datasets for prompt in dataset["responses"]["prompt_id"].to_pylist()})
+    held_out = is_test(prompts, share=study.split.test_share, seed=study.split.seed)
+    for name, one in embeddings.items():
+        known = sum(prompt in one.seen_prompts for prompt, out in zip(prompts, held_out, strict=True) if out)
+        if known:
+            raise ValueError(
+                f"features.{name}: the backbone was fine-tuned on {known:,} of the prompts that the study holds out; "
+                "take the split that it was tuned with (finetune.json), or features of another backbone"
+            )
+    return {prompt for one in embeddings.values() for prompt in one.seen_prompts}
 
 
 def _check_needs(study: Study) -> None:
