@@ -48,7 +48,7 @@ NOT_NEGATIVE = click.FloatRange(0)
 @click.option("--init", metavar="RUN", help="Start from this frozen head `linear` (on L<last>.last), not from 0.")
 @click.option("--lora", type=click.IntRange(1), metavar="RANK", help="Train LoRA adapters, not all weights.")
 @click.option(
-    "--lora-alpha", type=click.FloatRange(0, min_open=True), help="Their scale times RANK.  [default: 2 RANK]"
+    "--lora-alpha", type=click.IntRange(1), help="Their scale times RANK.  [default: 2 RANK]"
 )
 @click.option(
     "--batch-size",

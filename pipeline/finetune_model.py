@@ -39,7 +39,7 @@ class LoRA:
     """
 
     rank: int
-    alpha: float
+    alpha: int
 
 
 class RewardHeads(nn.Module):

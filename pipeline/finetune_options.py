@@ -86,7 +86,7 @@ class FinetuneOptions:
     orthogonality_weight: float | None = None
     init: str | None = None
     lora: int | None = None
-    lora_alpha: float | None = None
+    lora_alpha: int | None = None
     batch_size: int = 16
     epochs: int = 1
     steps: int | None = None
@@ -148,4 +148,4 @@ def choose_lora(options: FinetuneOptions) -> LoRA | None:
         if options.lora_alpha is not None:
             raise ValueError("--lora-alpha goes with --lora RANK; give both or neither")
         return None
-    return LoRA(options.lora, 2.0 * options.lora if options.lora_alpha is None else options.lora_alpha)
+    return LoRA(options.lora, 2 * options.lora if options.lora_alpha is None else options.lora_alpha)

@@ -103,7 +103,7 @@ def test_the_lm_head_stays_as_it_was_while_the_embedding_is_trained(load: Callab
 
 def test_merged_adapters_give_the_adapters_scores(load: Callable[..., Backbone]) -> None:
     pytest.importorskip("peft")
-    model = build(load(), BT, lora=LoRA(rank=4, alpha=8.0)).eval()
+    model = build(load(), BT, lora=LoRA(rank=4, alpha=8)).eval()
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert all("lora_" in name or name.startswith("heads.") for name in trained)
     plain = build(load(), BT).eval()(*Inputs.of(ROWS, pad=0, device=CPU))[0]
