@@ -47,9 +47,7 @@ NOT_NEGATIVE = click.FloatRange(0)
 @click.option("--orthogonality-weight", type=NOT_NEGATIVE, help="odin: weight of the heads' |cosine|.  [default: 1]")
 @click.option("--init", metavar="RUN", help="Start from this frozen head `linear` (on L<last>.last), not from 0.")
 @click.option("--lora", type=click.IntRange(1), metavar="RANK", help="Train LoRA adapters, not all weights.")
-@click.option(
-    "--lora-alpha", type=click.IntRange(1), help="Their scale times RANK.  [default: 2 RANK]"
-)
+@click.option("--lora-alpha", type=click.IntRange(1), help="Their scale times RANK.  [default: 2 RANK]")
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
