@@ -20,6 +20,7 @@ from test_cache_embeddings import SPEC
 
 from bench.study_results import TIMES
 from cache.records import Dataset, DatasetBuilder, content_hash
+from cache.splits import is_test
 from cache.store import Store
 from pipeline.study import StudyOptions, finished, parts, run_study
 from pipeline.study_data import load_study
@@ -292,3 +293,16 @@ def test_without_ray_the_engine_says_how_to_get_it(
     result = run_cli("study", written(store), "--engine", "ray", "--store", store)
     assert result.exit_code == 1 and "pip install 'rewardheads[ray]'" in result.stderr
     assert run_cli("study", written(store), "--address", "auto", "--store", store).exit_code == 2
+
+
+def test_features_of_a_backbone_that_has_seen_held_out_prompts_are_refused(store: Path) -> None:
+    disk = Store(store)
+    embeddings = disk.embeddings(disk.fingerprints()[0])
+    prompts = sorted(set(disk.dataset("pool")["responses"]["prompt_id"].to_pylist()))
+    study = parse_study(STUDY)
+    held_out = is_test(prompts, share=study.split.test_share, seed=study.split.seed)
+    embeddings.record_training({}, [prompt for prompt, out in zip(prompts, held_out, strict=True) if not out])
+    load_study(disk, study)
+    embeddings.record_training({}, prompts[: int(np.flatnonzero(held_out)[0]) + 1])
+    with pytest.raises(ValueError, match=r"features\.z: the backbone was fine-tuned on 1 of the prompts"):
+        load_study(disk, study)
