@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_pipeline_fit_jobs import planted_store
 
+from cache.store import Store
 from cache.views import TrainingView
 from pipeline.bench_smorm import BenchSmormOptions, as_table, bench_smorm, parse_weights, thinned
 from pipeline.fit_data import permute_attributes
@@ -96,3 +97,11 @@ def test_the_command_prints_json(tmp_path: Path, run_cli: Callable[..., Any]) ->
     rows = json.loads(result.stdout)
     assert {row["scarce"] for row in rows} == {"nothing", "pairs", "attributes"}
     assert {row["n"] for row in rows if row["measure"] == "F accuracy"} == {rows[0]["n"]}
+
+
+def test_a_backbone_that_was_tuned_with_another_split_is_refused(tmp_path: Path) -> None:
+    store = planted_store(tmp_path, prompts=30)
+    embeddings = Store(store).embeddings(Store(store).fingerprints()[0])
+    embeddings.record_training({"plan": {"split": {"test_share": 0.2, "valid_share": 0.15, "seed": 3}}}, [])
+    with pytest.raises(ValueError, match=r"was fine-tuned with another split than this bench judges by"):
+        bench_smorm(BenchSmormOptions(store, "prefs", "prefs", use=("helpful",), seeds=1))
