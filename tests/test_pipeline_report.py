@@ -18,7 +18,7 @@ from test_bench_report import Page
 from test_cache_embeddings import SPEC as ANY_SPEC
 
 from bench.report.page import Findings, gather, render
-from bench.report.source import Source
+from bench.report.source import Source, identifier
 from cache.files import write_json, write_table
 from cache.store import Store
 
@@ -359,3 +359,13 @@ def test_an_attribute_that_cannot_be_compared_is_one_sentence(
     result = run_cli("compare", *named, "--on", on, "--attribute", attribute, "--store", store)
     assert result.exit_code == 1
     assert said in result.stderr
+
+
+def test_a_score_named_by_a_word_of_sql_is_quoted() -> None:
+    assert [identifier(name) for name in ("reward", "both", "Order", "a b", 'a"b')] == [
+        "reward",
+        '"both"',
+        '"Order"',
+        '"a b"',
+        '"a""b"',
+    ]

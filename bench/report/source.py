@@ -9,7 +9,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -209,8 +209,17 @@ def quoted(text: str) -> str:
 
 
 def identifier(name: str) -> str:
-    """A column's name in SQL, in quotes where it needs them."""
-    return name if name.isidentifier() else '"' + name.replace('"', '""') + '"'
+    """A column's name in SQL, in quotes where it needs them: `both`, a score of odin's, is a word of SQL."""
+    return name if name.isidentifier() and name.lower() not in _words() else '"' + name.replace('"', '""') + '"'
+
+
+@cache
+def _words() -> frozenset[str]:
+    import duckdb
+
+    with duckdb.connect() as connection:
+        found = connection.execute("SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category <> 'unreserved'")
+        return frozenset(name for (name,) in found.fetchall())
 
 
 def query_command(sql: str) -> str:
