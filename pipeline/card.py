@@ -102,7 +102,9 @@ def _head(run: Mapping[str, Any]) -> str:
 
 
 def _spec(spec: EmbeddingSpec) -> str:
-    rows = [f"- {name}: {value}" for name, value in spec.to_json().items() if value not in ("", [], ())]
+    fields = {name: value for name, value in spec.to_json().items() if value not in ("", ())}
+    lists = {name: ", ".join(map(str, value)) for name, value in fields.items() if isinstance(value, tuple)}
+    rows = [f"- {name}: {value}" for name, value in {**fields, **lists}.items()]
     return f"## Embedding spec {spec.fingerprint}\n\n" + "\n".join(rows) + "\n"
 
 

@@ -213,6 +213,8 @@ def _save(model: Any, directory: Path, weights: Mapping[str, Tensor], pad: int, 
     model.config.pad_token_id = pad
     model.save_pretrained(directory, state_dict=dict(weights))
     config = read_json(directory / "config.json")
+    for part in (config, config.get("backbone_config", {})):
+        part.pop("_name_or_path", None)  # a folder of this machine
     write_json(directory / "config.json", {**config, "dtype": dtype, "pad_token_id": pad, **_labels(config)})
 
 

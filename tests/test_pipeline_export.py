@@ -120,6 +120,7 @@ def test_an_export_scores_new_conversations_as_the_scorer_does(
     np.testing.assert_allclose(found["left"], found["right"], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found["right"], expected, atol=5e-3 * max(1.0, done.agreement.spread))
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    assert str(store.parent.parent) not in (tmp_path / "out" / "config.json").read_text()  # nor the backbone's folder
 
 
 def test_a_text_classification_pipeline_ranks_as_the_scorer(store: Path, tmp_path: Path) -> None:

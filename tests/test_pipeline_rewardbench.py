@@ -124,7 +124,7 @@ def test_on_llmbar_with_gemma(
 ) -> None:
     """The real data: all decisions equal, but for pairs whose margin float16 cannot tell from a tie."""
     run = fit(FitOptions((head,), llmbar, pairs="autoj", features=("L18.last",), control=False))[0].run_id
-    assert export(ExportOptions(run, tmp_path / "out", llmbar, rows=32)).plain is not custom
+    assert export(ExportOptions(run, tmp_path / "out", llmbar, rows=8)).plain is not custom
     expected = judged(llmbar, run, "llmbar")
     pairs = [{"prompt": json_prompt(prompt), "chosen": c, "rejected": r} for prompt, c, r in expected]
     found, doubled = decisions(tmp_path / "out", pairs, custom=custom, batch=2)
@@ -138,14 +138,14 @@ def test_on_llmbar_with_gemma(
 
 @pytest.fixture(scope="module")
 def llmbar(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Iterator[Path]:
-    """60 short LLMBar pairs to be judged, and 150 short Auto-J pairs to fit on."""
+    """50 short LLMBar pairs to be judged, and 100 short Auto-J pairs to fit on."""
     from pipeline.embed import EmbedOptions, embed
     from pipeline.readers import read_source
 
     folder = tmp_path_factory.mktemp("llmbar")
     files = {"llmbar": "bench_rewardbench_llmbar_ifbench.parquet", "autoj": "pref_autoj_human.jsonl.gz"}
     sources = []
-    for name, count in (("llmbar", 60), ("autoj", 150)):
+    for name, count in (("llmbar", 50), ("autoj", 100)):
         rows = short_pairs(read_source(str(shared_data / files[name])), "llmbar" if name == "llmbar" else "", count)
         sources.append(str(write_jsonl(folder / f"{name}.jsonl", rows)))
     embed(
