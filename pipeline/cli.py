@@ -15,7 +15,14 @@ from pipeline.cli_finetune import finetune
 from pipeline.cli_judge import audit, compare, query, theory
 from pipeline.cli_lab import annotate, study
 from pipeline.cli_use import export, score
-from pipeline.command import json_option, one_sentence_errors, print_rows, print_table, store_option
+from pipeline.command import (
+    json_option,
+    one_sentence_errors,
+    overlong_option,
+    print_rows,
+    print_table,
+    store_option,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -64,13 +71,7 @@ def main() -> None:
 )
 @click.option("--template", help="Chat template: model, plain, gemma, chatml, llama3 or a Jinja file.")
 @click.option("--max-length", type=int, help="Longest row in tokens (default: 2048, or the model's limit).")
-@click.option(
-    "--overlong",
-    type=click.Choice(["left", "right", "drop", "error"]),
-    default="left",
-    show_default=True,
-    help="Longer rows: cut the left (the prompt's beginning) or the right, drop them, or stop.",
-)
+@overlong_option
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Compute in (default: what the device has).")
 @click.option("--exact", "dtype", flag_value="float32", help="The same as --dtype float32.")
 @click.option("--store-dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from pipeline.command import json_option, one_sentence_errors, print_rows, store_option
+from pipeline.command import json_option, one_sentence_errors, overlong_option, print_rows, store_option
 
 SHARE = click.FloatRange(0, 1, max_open=True)
 NOT_NEGATIVE = click.FloatRange(0)
@@ -27,13 +27,7 @@ NOT_NEGATIVE = click.FloatRange(0)
 )
 @click.option("--template", help="Chat template: model, plain, gemma, chatml, llama3 or a Jinja file.")
 @click.option("--max-length", type=int, help="Longest row in tokens (default: 2048, or the model's limit).")
-@click.option(
-    "--overlong",
-    type=click.Choice(["left", "right", "drop", "error"]),
-    default="left",
-    show_default=True,
-    help="Longer rows: cut the left (the prompt's beginning) or the right, drop them, or stop.",
-)
+@overlong_option
 @click.option("--margin-weight", type=NOT_NEGATIVE, default=0.0, help="Win by this times the annotated margin.")
 @click.option("--smoothing", type=click.FloatRange(0, 0.5, max_open=True), default=0.0, help="Share of wrong labels.")
 @click.option("--centring", type=NOT_NEGATIVE, default=0.0, help="Weight of (r(chosen) + r(rejected))^2.")

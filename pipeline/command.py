@@ -19,6 +19,13 @@ store_option = click.option(
     show_default=True,
     help="The store's folder; also PIPELINE_STORE.",
 )
+overlong_option = click.option(
+    "--overlong",
+    type=click.Choice(["left", "right", "drop", "error"]),
+    default="left",
+    show_default=True,
+    help="Longer rows: cut the left (the prompt's beginning) or the right, drop them, or stop.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
