@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cache.embeddings import Embeddings
@@ -22,6 +23,7 @@ from heads.protocol import Head, Uncertain
 from heads.registry import load_head
 from heads.saving import HeadTree, read_tree
 from pipeline.card import model_card
+from pipeline.classifier import ends_in, write_classifier, write_tokenizer
 from pipeline.export_files import (
     CODE,
     describe_features,
@@ -29,8 +31,6 @@ from pipeline.export_files import (
     plain_class,
     refuse_features,
     write_custom,
-    write_plain,
-    write_tokenizer,
 )
 from pipeline.export_proof import Agreement, Expected, compare, rescore_elsewhere
 from pipeline.progress import say
@@ -176,14 +176,13 @@ def _write(working: Path, rerun: Rerun, head: Head, tree: HeadTree, sample: Samp
     backbone, renderer = rerun.backbone, rerun.renderer
     features = describe_features(rerun.names, rerun.spec, backbone)
     working.mkdir(parents=True)
-    pad = write_tokenizer(working, renderer, max_length=rerun.spec.max_length, overlong=rerun.spec.overlong)
-    after = sample.tokens[0].after
+    spec, rows = rerun.spec, sample.tokens
+    pad = write_tokenizer(working, renderer, rows, max_length=spec.max_length, overlong=spec.overlong)
+    after = rows[0].after
     kind, folded = plain_class(backbone, features, after), folded_weight(head, score)
-    # A plain class looks for the last token that is no padding: where rows end with that token it reads another.
-    ends_with_pad = any(row.ids[-1] == pad for row in sample.tokens)
-    if kind is not None and folded is not None and not ends_with_pad:
+    if kind is not None and folded is not None and not ends_in(rows, pad):
         weight, constant = folded
-        write_plain(working, kind, backbone, weight, pad)
+        write_classifier(working, kind, backbone.model, torch.from_numpy(weight), pad)
         return constant
     write_custom(
         working,
@@ -192,7 +191,7 @@ def _write(working: Path, rerun: Rerun, head: Head, tree: HeadTree, sample: Samp
         pad,
         features=features,
         after=after,
-        marker=find_marker(renderer, features, sample.tokens),
+        marker=find_marker(renderer, features, rows),
         score=score,
         rewards=list(dict.fromkeys([*fresh.exact, *(["sd"] if isinstance(head, Uncertain) else [])])),
         attributes=fresh.attributes,

@@ -21,12 +21,12 @@ from heads.attributes import AttributeScale
 from heads.linear import Linear
 from heads.requirements import require_attributes, require_pairs
 from pipeline.backbone import Backbone, load_backbone
+from pipeline.classifier import classifier_class
 from pipeline.embed import EmbedOptions, choose_max_length, read_datasets
 from pipeline.finetune_data import Batch, Batches, Texts, gather_texts
 from pipeline.finetune_loop import Settings
 from pipeline.finetune_loss import NEEDS, Objective
 from pipeline.finetune_options import FinetuneOptions, choose_hidden
-from pipeline.finetuned import classifier_class
 from pipeline.fit_data import Source, Split, check_split
 from pipeline.progress import say
 from pipeline.render import Renderer
@@ -82,7 +82,7 @@ def prepare(options: FinetuneOptions, objective: Objective, accelerator: "Accele
         dtype="float32",
         lm_head=bool(objective.alpha),
     )
-    classifier_class(backbone.model.config)
+    check_architecture(backbone.model.config)
     renderer = Renderer.of(backbone.tokenizer, options.template)
     max_length = choose_max_length(options.max_length, backbone)
     texts = gather_texts(datasets, renderer, max_length=max_length, overlong=options.overlong, use=options.use)
@@ -105,6 +105,15 @@ def prepare(options: FinetuneOptions, objective: Objective, accelerator: "Accele
     return Prepared(
         objective, backbone, renderer, datasets, texts, scale, targets, batches, held, settings, start, plan
     )
+
+
+def check_architecture(config: Any) -> None:  # noqa: ANN401 - a configuration of transformers
+    """Raise ValueError if what is fine-tuned could not be loaded as a sequence classifier."""
+    if classifier_class(config) is None:
+        raise ValueError(
+            f"transformers has no sequence classifier with a single score row for {type(config).__name__}; "
+            "fine-tune a decoder-only language model"
+        )
 
 
 def _start(options: FinetuneOptions, backbone: Backbone) -> Tensor | None:

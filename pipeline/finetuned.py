@@ -6,17 +6,16 @@ heads are saved), what it was trained on (finetune.json) and the prompts it has 
 heads, and the prompts are never judged on, whatever head is fitted on the features (docs/decisions/0010).
 """
 
-import copy
 import io
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from datetime import UTC, datetime
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,34 +30,14 @@ from heads.given import reward_row
 from heads.protocol import Head
 from heads.registry import load_head
 from pipeline.backbone import resolve
+from pipeline.classifier import classifier_class, ends_in, whole_template, write_classifier, write_tokenizer
 from pipeline.progress import say
 from pipeline.render import Renderer, TokenRow
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 HEAD, WRITING = "head", ".writing."
 KIND = "finetuned"  # what the names of its runs begin with
 PROOF_ROWS = 8
 TOLERANCE = 1e-3  # of plain transformers' scores, relative to the largest
-
-
-def classifier_class(config: Any) -> Any:  # noqa: ANN401 - a configuration and a class of transformers
-    """Transformers' class that puts one row of weights on the final state of the last token that is no padding.
-
-    Raises: ValueError if it has none for this architecture.
-    """
-    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-
-    kind: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
-    score: Any = None if kind is None else getattr(_empty(kind, config), "score", None)
-    plain = isinstance(score, nn.Linear) and getattr(score, "bias", None) is None
-    if not plain or score.in_features != _width(config):
-        raise ValueError(
-            f"transformers has no sequence classifier with a single score row for {type(config).__name__}; "
-            "fine-tune a decoder-only language model"
-        )
-    return kind
 
 
 def write_finetuned(
@@ -91,9 +70,15 @@ def write_finetuned(
     working = directory / f"{WRITING}{os.getpid()}"
     working.mkdir(parents=True)
     try:
-        written = write_tokenizer(working, renderer, rows, int(record["max_length"]))
+        pad = write_tokenizer(
+            working, renderer, rows, max_length=int(record["max_length"]), overlong=record["overlong"]
+        )
+        if ends_in(rows, pad):
+            raise ValueError(
+                "this tokenizer has no token to pad with that rows do not end in; give it a padding token of its own"
+            )
         with redirect_stderr(io.StringIO()):  # progress bars that no option turns off
-            _write_model(working, base, reward_row(head), int(written.pad_token_id))
+            _write_model(working, base, reward_row(head), pad)
         difference = _largest_difference(working, base, head, rows, plain=reward_row(head) is not None)
         (working / HEAD).mkdir()
         head.save(working / HEAD)
@@ -104,36 +89,9 @@ def write_finetuned(
             path.replace(directory / path.name)
     finally:
         shutil.rmtree(working, ignore_errors=True)
-    template = Renderer.of(written, "model")
-    rendered = {"template_sha256": template.sha256, "difference": difference}
+    template = sha256(whole_template(renderer).encode()).hexdigest()
+    rendered = {"template_sha256": template, "difference": difference}
     write_json(directory / TRAINING, {**record, **rendered})
-
-
-def write_tokenizer(
-    directory: Path, renderer: Renderer, rows: Sequence[TokenRow], max_length: int
-) -> "PreTrainedTokenizerBase":
-    """Write the tokenizer with a chat template that writes the BOS too, so that everyone gets the trained ids from it.
-
-    Transformers' classifiers read the last token that is not the padding token. Where rows end in it, BOS, which no row
-    ends in, becomes the padding token.
-    """
-    tokenizer: Any = copy.deepcopy(renderer.tokenizer)
-    tokenizer.chat_template = renderer.template
-    if renderer.bos == "one" and not renderer.text([{"role": "user", "content": "a"}], "b").startswith(
-        str(tokenizer.bos_token)
-    ):
-        tokenizer.chat_template = f"{{{{ {json.dumps(str(tokenizer.bos_token))} }}}}" + renderer.template
-    if tokenizer.pad_token_id is None or any(row.ids[-1] == tokenizer.pad_token_id for row in rows):
-        tokenizer.pad_token = tokenizer.bos_token or tokenizer.unk_token
-    if tokenizer.pad_token_id is None or any(row.ids[-1] == tokenizer.pad_token_id for row in rows):
-        raise ValueError(
-            "this tokenizer has no token to pad with that rows do not end in; give it a padding token of its own"
-        )
-    tokenizer.model_max_length = max_length
-    tokenizer.padding_side = "right"
-    tokenizer.save_pretrained(directory)
-    written: PreTrainedTokenizerBase = tokenizer
-    return written
 
 
 def read_training(backbone: str) -> tuple[dict[str, Any], list[str]] | None:
@@ -209,17 +167,9 @@ def _write_model(directory: Path, base: Any, row: Tensor | None, pad: int) -> No
         base.config.pad_token_id = pad
         base.save_pretrained(directory)
         return
-    model = _empty(classifier_class(base.config), base.config)
-    weights = {f"{model.base_model_prefix}.{name}": tensor for name, tensor in base.state_dict().items()}
-    weights["score.weight"] = row[None].clone()
-    strange = set(model.state_dict()) ^ set(weights)
-    assert not strange, f"weights do not fit the class: {sorted(strange)[:3]}"
-    model.config.get_text_config().pad_token_id = pad
-    model.config.pad_token_id = pad
-    model.save_pretrained(directory, state_dict={name: tensor.contiguous() for name, tensor in weights.items()})
-    config = read_json(directory / "config.json")
-    labels = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}, "problem_type": "regression"}
-    write_json(directory / "config.json", {**config, "dtype": "float32", "pad_token_id": pad, **labels})
+    kind = classifier_class(base.config)
+    assert kind is not None, "a backbone that `prepare` had to refuse"
+    write_classifier(directory, kind, base, row, pad)
 
 
 @torch.no_grad()
@@ -256,16 +206,3 @@ def _largest_difference(directory: Path, base: Any, head: Head, rows: Sequence[T
 def _last_state(model: Any, ids: Tensor) -> Tensor:  # noqa: ANN401 - a model of transformers
     state: Tensor = model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
     return state.float()
-
-
-def _empty(kind: Any, config: Any) -> Any:  # noqa: ANN401 - a class and a configuration of transformers
-    """The class's parts and their names, without memory for them, with one label."""
-    config = copy.deepcopy(config)
-    config.num_labels, config.problem_type = 1, "regression"
-    with torch.device("meta"):
-        return kind(config)
-
-
-def _width(config: Any) -> int:  # noqa: ANN401 - a configuration of transformers
-    width: int = config.get_text_config().hidden_size
-    return width

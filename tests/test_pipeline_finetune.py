@@ -371,10 +371,11 @@ def test_another_fine_tune_is_not_written_over(tuned: Path, tiny_backbone: Path,
 def test_an_encoder_is_refused_before_the_training() -> None:
     from transformers import BertConfig
 
-    from pipeline.finetuned import classifier_class
+    from pipeline.finetune_plan import check_architecture
 
+    config = BertConfig(num_hidden_layers=1, hidden_size=8, intermediate_size=8, num_attention_heads=1)
     with pytest.raises(ValueError, match="no sequence classifier with a single score row for BertConfig"):
-        classifier_class(BertConfig(num_hidden_layers=1, hidden_size=8, intermediate_size=8, num_attention_heads=1))
+        check_architecture(config)
 
 
 def test_rows_that_end_in_the_padding_token_keep_their_end(

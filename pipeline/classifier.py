@@ -1,0 +1,138 @@
+"""A directory that transformers loads as a sequence classifier: its class, its weights and its tokenizer.
+
+Exports and fine-tuned backbones are both written by this module, so that one conversation gets the same ids from both.
+"""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
+
+from cache.files import read_json, write_json
+from pipeline.render import Renderer, TokenRow
+
+REGRESSION = {"num_labels": 1, "problem_type": "regression"}
+LABELS = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}, "problem_type": "regression"}
+
+
+def classifier_class(config: Any) -> type[Any] | None:  # noqa: ANN401 - a configuration of transformers
+    """Transformers' class that puts one row of weights on the final state of the last token that is no padding.
+
+    Returns: None if it has none for this architecture.
+    """
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    classes: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    kind: type[Any] | None = classes.get(type(config), None)
+    score: Any = None if kind is None else getattr(without_weights(kind, config), "score", None)
+    one_row = isinstance(score, nn.Linear) and getattr(score, "bias", None) is None
+    return kind if one_row and score.in_features == config.get_text_config().hidden_size else None
+
+
+def without_weights(kind: type[Any], config: Any) -> Any:  # noqa: ANN401 - a model of transformers
+    """The class's parts and their names with one label, without memory for them."""
+    config = copy.deepcopy(config)
+    for name, value in REGRESSION.items():
+        setattr(config, name, value)
+    with torch.device("meta"):
+        return kind(config)
+
+
+def write_classifier(directory: Path, kind: type[Any], base: nn.Module, row: Tensor, pad: int) -> None:
+    """Write a backbone and one row of weights as transformers' own class.
+
+    Args:
+        directory: where to.
+        kind: from `classifier_class`.
+        base: the backbone's model.
+        row: on the raw final state; shape (d,).
+        pad: the padding token's id.
+    """
+    model = without_weights(kind, base.config)
+    weights = {f"{model.base_model_prefix}.{name}": tensor for name, tensor in compact_weights(base).items()}
+    weights["score.weight"] = row[None].clone()
+    save_model(model, directory, weights, pad, dtype="float32")  # in bfloat16 the sum over channels has three digits
+
+
+def compact_weights(base: nn.Module) -> dict[str, Tensor]:
+    """Copies of a model's weights, in bfloat16 where that loses nothing: most checkpoints are made of it."""
+    return {name: _compact(tensor.detach().cpu()) for name, tensor in base.state_dict().items()}
+
+
+def save_model(model: Any, directory: Path, weights: Mapping[str, Tensor], pad: int, *, dtype: str) -> None:  # noqa: ANN401
+    """Write config.json and safetensors; the configuration says what to load in, whatever the file holds."""
+    strange = set(model.state_dict()) ^ set(weights)
+    assert not strange, f"weights do not fit the class: {sorted(strange)[:3]}"
+    model.config.get_text_config().pad_token_id = pad
+    model.config.pad_token_id = pad
+    model.save_pretrained(directory, state_dict=dict(weights))
+    config = read_json(directory / "config.json")
+    for part in (config, config.get("backbone_config", {})):
+        part.pop("_name_or_path", None)  # a folder of this machine
+    write_json(directory / "config.json", {**config, "dtype": dtype, "pad_token_id": pad, **LABELS})
+
+
+def write_tokenizer(
+    directory: Path, renderer: Renderer, rows: Sequence[TokenRow], *, max_length: int, overlong: str
+) -> int:
+    """Write the tokenizer with a chat template that writes all there is: BOS, conversation, suffix, closing token.
+
+    The tokenizer itself then adds nothing. So ids are the renderer's both ways that they are made elsewhere, from
+    messages at once and from the template's text, and neither has a second BOS.
+
+    Returns: the padding token's id. Transformers' classifiers read the last token that is not this one, so it is one
+        that none of these rows ends in, if the tokenizer has such a one.
+    """
+    tokenizer: Any = copy.deepcopy(renderer.tokenizer)
+    known = (getattr(tokenizer, f"{name}_token") for name in ("pad", "eos", "bos", "unk"))
+    named = [token for token in known if token is not None]
+    unused = (token for token in named if not ends_in(rows, tokenizer.convert_tokens_to_ids(token)))
+    tokenizer.pad_token = next(unused, named[0] if named else None)
+    tokenizer.chat_template = whole_template(renderer)
+    for name in ("add_bos_token", "add_eos_token"):
+        if hasattr(tokenizer, name):
+            setattr(tokenizer, name, False)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    tokenizer.model_max_length = max_length
+    tokenizer.truncation_side = "right" if overlong == "right" else "left"
+    tokenizer.padding_side = "right"
+    tokenizer.save_pretrained(directory)
+    path = directory / "tokenizer_config.json"
+    config = read_json(path)
+    written = {key: value for key, value in config.items() if key not in ("is_local", "local_files_only")}
+    # A class of the model's own may put its special tokens around a text again when it is loaded, as BERT's does.
+    write_json(path, {**written, "tokenizer_class": "PreTrainedTokenizerFast"})
+    return int(tokenizer.pad_token_id)
+
+
+def ends_in(rows: Sequence[TokenRow], token_id: int) -> bool:
+    """Whether a row's last token is this one."""
+    return any(row.ids[-1] == token_id for row in rows)
+
+
+def whole_template(renderer: Renderer) -> str:
+    """The renderer's template with what the renderer, and not the template, puts around a conversation."""
+    tokenizer, body = renderer.tokenizer, renderer.template.removesuffix("\n")
+    opening, closing = "", ""
+    if renderer.bos == "cls":
+        opening, closing = str(tokenizer.cls_token), str(tokenizer.sep_token)
+    elif renderer.bos == "one" and not _writes_bos(renderer):
+        opening = str(tokenizer.bos_token)
+    before = f"{{{{ {json.dumps(opening)} }}}}" if opening else ""
+    tail = renderer.suffix + closing
+    after = f"{{% if not add_generation_prompt %}}{{{{ {json.dumps(tail)} }}}}{{% endif %}}" if tail else ""
+    return before + body + after
+
+
+def _writes_bos(renderer: Renderer) -> bool:
+    return renderer.text([{"role": "user", "content": "a"}], "b").startswith(str(renderer.tokenizer.bos_token))
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    short = tensor.to(torch.bfloat16)
+    return short if torch.equal(short.to(tensor.dtype), tensor) else tensor.clone()
