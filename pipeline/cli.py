@@ -85,6 +85,7 @@ def main() -> None:
 )
 @click.option("--part-rows", type=click.IntRange(1), help="Responses in a part: the most that a kill can lose.")
 @click.option("--refresh", is_flag=True, help="Replace a dataset of the same name and other content.")
+@click.option("--dry-run", is_flag=True, help="Count the tokens that would be run; write nothing.")
 @store_option
 @one_sentence_errors
 def embed(

@@ -6,7 +6,7 @@ the uninterrupted run would have made, and its vectors are the same to the bit.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,9 @@ from pipeline.forward import Extractor, choose_path
 from pipeline.packing import ATTENTION
 from pipeline.preflight import preflight, probe
 from pipeline.progress import Progress, clock, say
-from pipeline.readers import read_source
 from pipeline.render import Renderer
-from pipeline.windows import Done, Pending, Plan, characters, encode, fill, pending_responses, windows
+from pipeline.sources import read_datasets
+from pipeline.windows import Done, Pending, Plan, characters, count, encode, fill, pending_responses, windows
 from pipeline.workers import run_here, run_in_processes, worker_devices
 
 DEFAULT_MAX_LENGTH = 2048
@@ -65,6 +65,7 @@ class EmbedOptions:
         processes: processes that run the backbone; None takes one for each GPU, or one on a CPU.
         part_rows: responses in a part, the unit that a kill can lose; None takes what `choose_part_rows` says.
         refresh: read a source again although the store has a dataset of its name with other content.
+        dry_run: count what would be run, and write nothing.
     """
 
     sources: tuple[str, ...]
@@ -92,11 +93,12 @@ class EmbedOptions:
     processes: int | None = None
     part_rows: int | None = None
     refresh: bool = False
+    dry_run: bool = False
 
 
 @dataclass
 class EmbedSummary:
-    """What an embedding run did.
+    """What an embedding run did, or would do if it is a dry run.
 
     Attributes:
         fingerprint: of the embedding written to.
@@ -141,6 +143,8 @@ def embed(options: EmbedOptions) -> EmbedSummary:
     if plan.todo:
         _show_first_row(renderer, plan.todo[0])
         say(preflight(extractor, renderer, plan.todo, spec))
+    if options.dry_run:
+        return _count(options, plan, extractor, renderer, spec, datasets)
     if spec.overlong == "error":  # stop now rather than in an hour; the tokens are not kept
         for rows in windows(plan.todo, PART_ROWS["cuda"]):
             encode(rows, renderer, spec)
@@ -149,9 +153,7 @@ def embed(options: EmbedOptions) -> EmbedSummary:
     if len(devices) > 1:
         run = partial(run_in_processes, partial(_worker, options, spec), devices)
         del backbone, decoder, extractor  # the workers load their own: a GPU may not hold two
-    for dataset in datasets:
-        if dataset.name not in store.dataset_names() or store.dataset(dataset.name).info != dataset.info:
-            store.write_dataset(dataset)
+    _keep(datasets, store)
     embeddings = store.create_embeddings(spec)
     with embeddings.locked():
         opened = Embeddings.open(embeddings.directory)  # as it is now that nobody else writes
@@ -167,33 +169,6 @@ def embed(options: EmbedOptions) -> EmbedSummary:
         if result is not None:
             summary.probes[dataset.name] = result
     return summary
-
-
-def read_datasets(options: EmbedOptions, store: Store) -> list[Dataset]:
-    """Read every source and show what was refused; a name the store has is taken from there."""
-    if options.name is not None and len(options.sources) != 1:
-        raise ValueError(
-            f"--name {options.name} names one dataset, got {len(options.sources)} sources; embed them apart"
-        )
-    known = store.dataset_names()
-    datasets: list[Dataset] = []
-    for source in options.sources:
-        if source in known and not Path(source).exists():
-            datasets.append(store.dataset(source))
-            continue
-        dataset = read_source(
-            source,
-            name=options.name,
-            format=options.format,
-            config=options.config,
-            split=options.split,
-            revision=options.revision,
-            prompts=options.prompts,
-        )
-        _check_name(dataset, store, refresh=options.refresh, others=[other.name for other in datasets])
-        show_dataset(dataset)
-        datasets.append(dataset)
-    return datasets
 
 
 def make_spec(options: EmbedOptions, backbone: Backbone, renderer: Renderer, *, packed: bool) -> EmbeddingSpec:
@@ -269,6 +244,12 @@ def choose_part_rows(responses: int, device: str) -> int:
     return max(PART_ROWS[device], -(-responses // MOST_PARTS))
 
 
+def _keep(datasets: Sequence[Dataset], store: Store) -> None:
+    for dataset in datasets:
+        if dataset.name not in store.dataset_names() or store.dataset(dataset.name).info != dataset.info:
+            store.write_dataset(dataset)
+
+
 def _plan(datasets: Sequence[Dataset], known: Embeddings) -> Plan:
     """What is to be run, said aloud."""
     plan = pending_responses(datasets, known)
@@ -292,6 +273,26 @@ def _fill(summary: EmbedSummary, windows_done: Iterator[Done], work: int) -> Non
     summary.seconds = time.monotonic() - started
 
 
+def _count(
+    options: EmbedOptions,
+    plan: Plan,
+    extractor: Extractor,
+    renderer: Renderer,
+    spec: EmbeddingSpec,
+    datasets: Sequence[Dataset],
+) -> EmbedSummary:
+    """A dry run: everything is tokenised and nothing run."""
+    summary = EmbedSummary(spec.fingerprint, tuple(dataset.name for dataset in datasets), reused=plan.reused)
+    rows = options.part_rows or PART_ROWS[extractor.backbone.model.device.type]
+    _fill(summary, count(plan.todo, rows, extractor, renderer, spec), sum(map(characters, plan.todo)))
+    say(
+        f"dry run: {summary.embedded:,} responses of {summary.tokens:,} tokens; {summary.computed:,} tokens would be "
+        f"run, and nothing was written"
+    )
+    _say_cut(summary, spec)
+    return summary
+
+
 def _worker(options: EmbedOptions, spec: EmbeddingSpec, device: str) -> Extractor:
     """What a worker process runs: the backbone on its device, in the way that was chosen."""
     backbone = load_backbone(
@@ -313,6 +314,10 @@ def _say_done(summary: EmbedSummary, spec: EmbeddingSpec) -> None:
             f"{summary.embedded:,} responses, {summary.tokens:,} tokens in {clock(summary.seconds)} "
             f"({rate:,.0f} tokens/s; {share:.0%} of the tokens were run)"
         )
+    _say_cut(summary, spec)
+
+
+def _say_cut(summary: EmbedSummary, spec: EmbeddingSpec) -> None:
     if summary.cut or summary.dropped:
         say(f"longer than {spec.max_length} tokens: {summary.cut:,} cut ({spec.overlong}), {summary.dropped:,} dropped")
 
@@ -350,34 +355,6 @@ def choose_max_length(asked: int | None, backbone: Backbone) -> int:
         )
     own = backbone.sentence.max_length if backbone.sentence else None
     return asked or min(own or DEFAULT_MAX_LENGTH, limit)
-
-
-def _check_name(dataset: Dataset, store: Store, *, refresh: bool, others: Sequence[str]) -> None:
-    """Refuse to replace a dataset by another of the same name unless that was asked for."""
-    if dataset.name in others:
-        raise ValueError(f"two sources have the name {dataset.name!r}; embed them apart with --name")
-    if refresh or dataset.name not in store.dataset_names():
-        return
-    if store.dataset(dataset.name).info["content_hash"] != dataset.info["content_hash"]:
-        raise ValueError(
-            f"the store has a dataset {dataset.name!r} with other content; "
-            "give this one another --name, or replace the old one with --refresh"
-        )
-
-
-def show_dataset(dataset: Dataset) -> None:
-    """Say what was read, and what was not and why."""
-    counts: Mapping[str, int] = dataset.info["counts"]
-    say(f"{dataset.name}: {dataset.info['format']}, " + ", ".join(f"{n:,} {table}" for table, n in counts.items()))
-    for refused in dataset.info["refused"]:
-        shown = ", ".join(map(str, refused["rows"][:5])) + (", ..." if refused["count"] > 5 else "")
-        say(f"  refused {refused['count']:,}: {refused['reason']} ({dataset.info['row_numbers']} {shown})")
-    for left_out in dataset.info["left_out"]:
-        say(f"  {left_out['count']:,} rows {left_out['reason']}")
-    if dataset.info["unused_columns"]:
-        say(f"  columns not used: {', '.join(dataset.info['unused_columns'])}")
-    for note in dataset.info["notes"]:
-        say(f"  note: {note}")
 
 
 def _show_first_row(renderer: Renderer, row: Pending) -> None:

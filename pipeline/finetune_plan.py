@@ -22,7 +22,7 @@ from heads.linear import Linear
 from heads.requirements import require_attributes, require_pairs
 from pipeline.backbone import Backbone, load_backbone
 from pipeline.classifier import classifier_class
-from pipeline.embed import EmbedOptions, choose_max_length, read_datasets
+from pipeline.embed import EmbedOptions, choose_max_length
 from pipeline.finetune_data import Batch, Batches, Texts, gather_texts
 from pipeline.finetune_loop import Settings
 from pipeline.finetune_loss import NEEDS, Objective
@@ -30,6 +30,7 @@ from pipeline.finetune_options import FinetuneOptions, choose_hidden
 from pipeline.fit_data import Source, Split, check_split
 from pipeline.progress import say
 from pipeline.render import Renderer
+from pipeline.sources import read_datasets
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

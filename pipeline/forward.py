@@ -78,6 +78,14 @@ class Extractor:
                 gathered[name][numbers] = matrix.cpu().numpy()
         return gathered, computed
 
+    def count(self, rows: Sequence[TokenRow], groups: Sequence[Hashable]) -> int:
+        """Number of tokens that `run` would compute for these rows with the token budget as it is."""
+        budget = self.token_budget if isinstance(self.token_budget, int) else self.token_budget.tokens
+        if self.packed:
+            return sum(len(pack.ids) for pack in make_packs(rows, groups, budget))
+        lengths = np.array([len(row) for row in rows])
+        return sum(len(batch) * int(lengths[batch].max()) for batch in batches(lengths.tolist(), budget))
+
     def _parts(
         self, rows: Sequence[TokenRow], groups: Sequence[Hashable], budget: TokenBudget
     ) -> Iterator[tuple[list[int], dict[str, Tensor], int]]:

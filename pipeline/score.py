@@ -20,11 +20,11 @@ from cache.records import Dataset, DatasetBuilder, Message
 from cache.store import Store
 from heads.protocol import Head, Uncertain
 from heads.registry import load_head
-from pipeline.embed import show_dataset
 from pipeline.features import centre_columns, stored
 from pipeline.progress import say
 from pipeline.readers import read_source
 from pipeline.rerun import Rerun
+from pipeline.sources import show_dataset
 from pipeline.windows import pending_responses
 
 Prompt = str | Sequence[Message]

@@ -14,7 +14,7 @@ from cache.embeddings import Embeddings
 from cache.records import Dataset
 from cache.spec import EmbeddingSpec
 from cache.vectors import Scalars, Vectors
-from pipeline.forward import Features, stored
+from pipeline.forward import Extractor, Features, stored
 from pipeline.render import Renderer, TokenRow, fit_length
 
 
@@ -118,7 +118,6 @@ def fill(
         encoded = _ahead(ahead, lambda rows: encode(rows, renderer, spec), windows(todo, size))
         for window, features, computed in run(encoded):
             vectors, scales = stored(features, spec, depth, window.ids)
-            tokens = [len(row) for row in window.rows]
             scalars = token_counts(window) | scales
             if writing is not None:
                 writing.result()
@@ -126,11 +125,18 @@ def fill(
                 writing = behind.submit(_append, embeddings, window, vectors, scalars)
             else:
                 writing = behind.submit(embeddings.drop, window.dropped)
-            cut = sum(count > 0 for count in window.cut)
-            work = sum(map(characters, window.asked))
-            yield Done(work, len(window.rows), sum(tokens), computed, cut, len(window.dropped))
+            yield _done(window, computed)
         if writing is not None:
             writing.result()
+
+
+def count(
+    todo: Sequence[Pending], size: int, extractor: Extractor, renderer: Renderer, spec: EmbeddingSpec
+) -> Iterator[Done]:
+    """What `fill` would do, window by window: the rows are tokenised and laid out, and nothing is run or written."""
+    for rows in windows(todo, size):
+        window = encode(rows, renderer, spec)
+        yield _done(window, extractor.count(window.rows, window.groups))
 
 
 def encode(window: Sequence[Pending], renderer: Renderer, spec: EmbeddingSpec) -> Window:
@@ -167,6 +173,11 @@ def token_counts(window: Window) -> dict[str, Scalars]:
 def characters(row: Pending) -> int:
     """A response's work: characters stand for tokens until it is tokenised."""
     return len(row.prompt) + len(row.response)
+
+
+def _done(window: Window, computed: int) -> Done:
+    tokens, cut = sum(map(len, window.rows)), sum(lost > 0 for lost in window.cut)
+    return Done(sum(map(characters, window.asked)), len(window.rows), tokens, computed, cut, len(window.dropped))
 
 
 def _ahead(

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,20 @@ def test_a_text_in_two_datasets_is_run_once(preferences: Path, tiny_backbone: Pa
     embed(options(preferences, tiny_backbone, tmp_path / "s"))
     summary = embed(options(tmp_path / "pool.jsonl", tiny_backbone, tmp_path / "s"))
     assert (summary.embedded, summary.reused) == (1, 10)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_dry_run_counts_what_a_run_then_runs_and_writes_nothing(
+    preferences: Path, tiny_backbone: Path, tmp_path: Path, share: bool
+) -> None:
+    asked = options(preferences, tiny_backbone, tmp_path / "s", share=share, max_length=20)
+    counted = embed(replace(asked, dry_run=True))
+    assert not (tmp_path / "s").exists()
+    done = embed(asked)
+    for name in ("fingerprint", "embedded", "reused", "cut", "dropped", "tokens", "computed"):
+        assert getattr(counted, name) == getattr(done, name), name
+    assert done.cut and done.computed != done.tokens
+    assert embed(replace(asked, dry_run=True)).reused == done.embedded
 
 
 def test_sharing_prompts_does_not_change_vectors(preferences: Path, tiny_backbone: Path, tmp_path: Path) -> None:
