@@ -22,7 +22,15 @@ from heads.ridge import Ridge
 from heads.saving import read_saved, save_members, save_tensors
 from heads.scaling import Scaler, check_dimension, check_finite
 from heads.streaming import held_blocks
-from heads.training import StandardisedView, choose_batch_size, compute_dtype, pair_margins, shuffled, train_network
+from heads.training import (
+    StandardisedView,
+    choose_batch_size,
+    choose_lr,
+    compute_dtype,
+    pair_margins,
+    shuffled,
+    train_network,
+)
 from heads.verbosity import LENGTH, VerbosityCorrection, with_verbosity
 
 PROMPT = ".prompt"  # ends the names of features that are the state at the prompt's last token
@@ -190,7 +198,7 @@ class Gated(NetworkOptions):
             else None,
             epochs=self.epochs,
             patience=self.patience,
-            lr=self.lr,
+            lr=choose_lr(require_fitted(self._scaler, self.name).width, self.lr),
             weight_decay=self.weight_decay,
         )
         return history, gate.finished()

@@ -31,6 +31,7 @@ from heads.training import (
     StandardisedView,
     checks_per_epoch,
     choose_batch_size,
+    choose_lr,
     compute_dtype,
     joined,
     shuffled,
@@ -49,7 +50,7 @@ class NetworkOptions(HasOptions):
         activation: between layers.
         dropout: share of hidden units dropped in training.
         input_dropout: share of standardised features dropped in training.
-        lr: AdamW's learning rate.
+        lr: AdamW's learning rate; None takes 1e-3, for more than 640 channels 0.64 / channels.
         weight_decay: AdamW's decoupled decay of the weight matrices.
         batch_size: rows of the loss in a batch; None takes about 32 batches an epoch, within 64..512.
         epochs: most passes over the training annotations.
@@ -72,7 +73,7 @@ class NetworkOptions(HasOptions):
     activation: Activation = "relu"
     dropout: Share = 0.0
     input_dropout: Share = 0.0
-    lr: Positive = 1e-3
+    lr: Positive | None = None
     weight_decay: NonNegative = 0.01
     batch_size: Count | None = None
     epochs: Count = 100
@@ -118,7 +119,7 @@ class MLPHead(NetworkOptions, ABC):
             valid_losses=valid_losses and (lambda: [valid_losses(network)]),
             epochs=self.epochs,
             patience=self.patience,
-            lr=self.lr,
+            lr=choose_lr(scaler.width, self.lr),
             weight_decay=self.weight_decay,
             checks=checks_per_epoch(train.features, steps),
             steps=steps,

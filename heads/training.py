@@ -107,6 +107,15 @@ def choose_batch_size(count: int, given: int | None) -> int:
     return given if given is not None else min(512, max(64, count // 32))
 
 
+def choose_lr(channels: int, given: float | None) -> float:
+    """The given learning rate, or 1e-3, and for more than 640 channels as much less as there are more.
+
+    A step of AdamW moves every weight by about lr, and so a unit by lr times the sum of |x|, which grows with the
+    channels: at 1e-3 a network on 2,048 is past its best within an epoch (docs/results.md).
+    """
+    return given if given is not None else 1e-3 * min(1.0, 640 / channels)
+
+
 def joined(parts: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
     """Validation losses made part by part: those of all rows, or of means the mean, weighed by the parts' rows."""
     if parts[0].ndim:

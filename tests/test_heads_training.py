@@ -4,14 +4,17 @@ import torch
 from torch import Tensor, nn
 
 from cache.views import TrainingView
+from heads.bt import BT
 from heads.protocol import FitHistory
 from heads.scaling import Scaler
+from heads.smorm import SMORM
 from heads.training import (
     AdamW,
     StandardisedView,
     Weights,
     checks_per_epoch,
     choose_batch_size,
+    choose_lr,
     compute_dtype,
     pair_margins,
     shuffled,
@@ -53,6 +56,30 @@ def test_early_stopping_puts_the_best_weights_back() -> None:
     assert (history.epochs, history.best_epoch) == (5, 2)
     assert history.valid_loss == pytest.approx((0.9, 0.5, 0.6, 0.7, 0.8))
     assert network.weight.item() == pytest.approx(-2, abs=1e-3)
+
+
+def test_the_learning_rate_falls_with_the_channels_unless_it_is_given() -> None:
+    assert [choose_lr(channels, None) for channels in (8, 640, 1280)] == [1e-3, 1e-3, 5e-4]
+    assert choose_lr(1280, 0.02) == 0.02
+
+
+@pytest.mark.parametrize("head", [BT, SMORM])
+def test_a_wide_network_takes_smaller_steps(head: type[BT] | type[SMORM]) -> None:
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(8, 6400)).astype(np.float32)
+    view = TrainingView.of(
+        features,
+        prompts=np.arange(8) // 2,
+        pairs=np.arange(8).reshape(-1, 2),
+        attributes=features[:, :1],
+        attribute_names=("a",),
+    )
+    fitted = [head(lr=lr, epochs=1, weight_decay=0.0) for lr in (None, 1e-4, 1e-3)]
+    for one in fitted:
+        one.fit(view)
+    own, same, larger = (one.score(features) for one in fitted)
+    np.testing.assert_array_equal(own, same)
+    assert np.abs(own - larger).max() > 1e-3
 
 
 def test_each_validation_loss_keeps_its_own_best_weights() -> None:
