@@ -10,6 +10,7 @@ alike.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 RESAMPLES = 1000
 LEVEL = 0.95
 _CELLS = 1 << 21  # resamples x prompts held at a time: 16 MB of float64
+_KEPT = 1 << 22  # as many are kept for the next metric
 
 Floats = NDArray[np.float64]
 
@@ -129,12 +131,27 @@ def prompt_counts(prompts: int, *, resamples: int, seed: int, cells_per_draw: in
 
     `cells_per_draw` is what one resample will cost the caller in numbers held, if that is more than the prompts.
     """
-    generator = np.random.default_rng(seed)
     block = max(1, _CELLS // max(prompts, cells_per_draw or 0))
+    if resamples * prompts <= _KEPT:
+        kept = _kept_counts(prompts, resamples, seed)
+        yield from (kept[start : start + block] for start in range(0, resamples, block))
+        return
+    generator = np.random.default_rng(seed)
     for start in range(0, resamples, block):
-        r = min(block, resamples - start)
-        drawn = generator.integers(prompts, size=(r, prompts)) + prompts * np.arange(r)[:, None]
-        yield np.bincount(drawn.reshape(-1), minlength=r * prompts).reshape(r, prompts).astype(np.float64)
+        yield _counts(generator, prompts, min(block, resamples - start))
+
+
+@lru_cache(maxsize=4)
+def _kept_counts(prompts: int, resamples: int, seed: int) -> Floats:
+    """All counts at once: every metric of every head on the same rows asks for the same ones."""
+    counts = _counts(np.random.default_rng(seed), prompts, resamples)
+    counts.setflags(write=False)
+    return counts
+
+
+def _counts(generator: np.random.Generator, prompts: int, resamples: int) -> Floats:
+    drawn = generator.integers(prompts, size=(resamples, prompts)) + prompts * np.arange(resamples)[:, None]
+    return np.bincount(drawn.reshape(-1), minlength=resamples * prompts).reshape(resamples, prompts).astype(np.float64)
 
 
 def resampled_sums(sums: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:

@@ -1,6 +1,7 @@
 """The store: one folder with data/, embeddings/ and runs/, and what is in it by name."""
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,21 @@ class Store:
         """Where a run is, or is to be."""
         return self.root / "runs" / run_id
 
-    def matching_runs(self, name: str) -> list[str]:
-        """The run called `name`, or all runs of the group `name`; ValueError that lists the groups when none is."""
+    def matching_runs(self, *names: str) -> list[dict[str, Any]]:
+        """The runs of these names, and all runs of groups of these names, each once; every run where none is given.
+
+        Raises: ValueError that lists the groups if a name is neither's.
+        """
         runs = {run_id: self.run(run_id) for run_id in self.run_names()}
-        found = [run_id for run_id, run in runs.items() if name in (run_id, run["group"])]
-        if not found:
+        if not names:
+            return list(runs.values())
+        found = {name: [run_id for run_id, run in runs.items() if name in (run_id, run["group"])] for name in names}
+        if lost := [name for name, of_name in found.items() if not of_name]:
             groups = sorted({run["group"] for run in runs.values()})
-            raise ValueError(f"no run or group {name!r} in {self.root} (groups: {_listed(groups)}); see `pipeline ls`")
-        return found
+            raise ValueError(
+                f"no run or group {lost[0]!r} in {self.root} (groups: {_listed(groups)}); see `pipeline ls`"
+            )
+        return [runs[run_id] for run_id in dict.fromkeys(chain.from_iterable(found.values()))]
 
 
 def _complete(folder: Path, manifest: str) -> list[str]:

@@ -201,8 +201,11 @@ def _shuffled(store: Store, named: Sequence[Contender], dataset: Dataset) -> lis
     found: dict[tuple[str, str | None], Contender] = {}
     for one in named:
         group = store.run(one.runs[0])["group"]
-        runs = [store.run(run_id) for run_id in store.matching_runs(group)]
-        controls = [run["run_id"] for run in runs if run["control"] is not None and run["run_id"] not in one.runs]
+        controls = [
+            run["run_id"]
+            for run in store.matching_runs(group)
+            if run["control"] is not None and run["run_id"] not in one.runs
+        ]
         judged = tuple(
             run_id for run_id in controls if dataset.info["content_hash"] in judged_as(store, run_id, dataset)
         )

@@ -76,15 +76,14 @@ def evaluate(options: EvaluateOptions) -> pa.Table:
     if options.rule is not None and options.rule not in RULES:
         raise ValueError(f"no rule is named {options.rule!r}; choose one of {', '.join(RULES)}")
     store = Store(options.store)
-    named = [run for name in options.runs for run in store.matching_runs(name)]
-    runs = [store.run(run_id) for run_id in dict.fromkeys(named or store.run_names())]
+    runs = store.matching_runs(*options.runs)
     if not runs:
         raise ValueError(f"no runs in {store.root}; fit one with `pipeline fit --head linear --pairs DATASET`")
     tables = []
     for dataset in [store.dataset(name) for name in options.on]:
         rule = options.rule or rule_of(dataset.info["format"], dataset["pairs"]["subset"].unique().to_pylist())
         held, refused = _prepare(store, runs, dataset, rule)
-        if refused and (named or not held):
+        if refused and (options.runs or not held):
             raise ValueError(next(iter(refused.values())))
         judged = [run for run in runs if _rows_key(run) in held]
         tables += [_judge_run(store, run, held[_rows_key(run)]) for run in judged]

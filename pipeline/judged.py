@@ -27,7 +27,7 @@ def contender_of(store: Store, name: str) -> Contender:
     Raises: ValueError if there is none.
     """
     wanted, _, scorer = name.partition(":")
-    runs = [store.run(run_id) for run_id in store.matching_runs(wanted)]
+    runs = store.matching_runs(wanted)
     of_group = [run for run in runs if run["run_id"] != wanted]
     fitted = [run for run in of_group if run["control"] is None] if of_group else runs
     if not fitted:

@@ -282,7 +282,7 @@ def read_conversations(source: str, store: Store, *, format: str | None) -> Data
 
 def one_run(store: Store, name: str) -> dict[str, Any]:
     """The run of that id, or the only run of that group that is no control. Raises ValueError listing them else."""
-    runs = {run_id: store.run(run_id) for run_id in store.matching_runs(name)}
+    runs = {run["run_id"]: run for run in store.matching_runs(name)}
     if name in runs:
         return runs[name]
     real = [run_id for run_id, run in runs.items() if run["control"] is None]

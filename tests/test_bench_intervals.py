@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from bench import intervals
 from bench.intervals import bootstrap_columns, bootstrap_mean, resampled_sums
 
 
@@ -79,6 +80,14 @@ def test_many_prompts_are_resampled_in_blocks() -> None:
     prompts = 5_000_000  # a block holds fewer resamples than there are prompts
     drawn = resampled_sums(np.ones((prompts, 1)), resamples=2)
     assert (drawn == prompts).all()
+
+
+def test_kept_resamples_are_those_that_would_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = np.random.default_rng(0).normal(size=(70, 2))
+    kept = [resampled_sums(sums, resamples=60, seed=3) for _ in range(2)]
+    monkeypatch.setattr(intervals, "_KEPT", 0)
+    monkeypatch.setattr(intervals, "_CELLS", 700)  # six blocks
+    np.testing.assert_allclose(kept, [resampled_sums(sums, resamples=60, seed=3)] * 2, rtol=1e-12)
 
 
 def clustered(generator: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
