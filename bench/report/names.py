@@ -8,6 +8,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 CONTROL = "control"  # detail of the names of length, oracle and random
+GIVEN = ("features", "embedding", "tuning trials")  # the traits that no search finds
 CONTROLS = {"oracle": "best possible", "random": "random", "length": "length"}
 
 
@@ -97,10 +98,20 @@ def _traits(run: Row) -> Row:
 
 
 def _differences(traits: Sequence[Row], fallbacks: Sequence[str]) -> list[str]:
-    """For each of several dictionaries the entries that are not the same in all; its fallback if they tell nothing."""
+    """For each of several dictionaries the entries that are not the same in all; its fallback if they tell nothing.
+
+    Options that a search found are left out where the rest tells them apart: nobody chose them.
+    """
     keys = list(dict.fromkeys(key for one in traits for key in one))
     differing = [key for key in keys if len({json.dumps(one.get(key)) for one in traits}) > 1]
-    texts = [", ".join(f"{key} {one[key]}" for key in differing if one.get(key) is not None) for one in traits]
-    if len(set(texts)) == len(texts):
-        return texts
+    given = [key for key in differing if key in GIVEN]
+    for told in ([given] if all(one["tuning trials"] for one in traits) else []) + [differing]:
+        texts = [", ".join(_said(key, one[key]) for key in told if one.get(key) is not None) for one in traits]
+        if len(set(texts)) == len(texts):
+            return texts
     return [f"{text} {group}".strip() for text, group in zip(texts, fallbacks, strict=True)]
+
+
+def _said(name: str, value: object) -> str:
+    inside = "; ".join(_said(key, one) for key, one in value.items()) if isinstance(value, dict) else ""
+    return f"{name} ({inside})" if inside else f"{name} {value}"
