@@ -46,7 +46,10 @@ class RewardHeads(nn.Module):
     """Rewards, and attributes in standardised units, from states: (r, d) -> (r, rewards + k)."""
 
     def __init__(self, dim: int, *, rewards: int, hidden: int, attributes: int) -> None:
-        """Start at 0, as there is nothing to unlearn then; an MLP's layers start as nn.Linear's.
+        """Start at 0, as there is nothing to unlearn then; an MLP's layers and two rewards start as nn.Linear's.
+
+        A correlation and a cosine of rewards that are all 0 have gradients of 1 / eps, beside which cutting the norm
+        leaves nothing of any other term.
 
         Args:
             dim: d.
@@ -59,7 +62,7 @@ class RewardHeads(nn.Module):
         self.reward: nn.Module = nn.Linear(dim, rewards, bias=False)
         if hidden:
             self.reward = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, 1))
-        else:
+        elif rewards == 1:
             nn.init.zeros_(self.rows)
         self.attributes = nn.Linear(dim, attributes) if attributes else None
         if self.attributes is not None:

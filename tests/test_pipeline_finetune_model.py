@@ -183,6 +183,20 @@ def test_odin_on_a_batch_is_the_sum_of_its_three_losses(load: Callable[..., Back
     assert losses["loss"] == pytest.approx(losses["preference"] + losses["length"] + losses["orthogonality"])
 
 
+@pytest.mark.parametrize("name", ["bt", "odin"])
+def test_the_first_gradient_is_of_the_size_of_the_loss(
+    name: str, load: Callable[..., Backbone], preferences: Path
+) -> None:
+    """ODIN's correlation and cosine of rows of zeros have gradients of 1 / eps."""
+    loop = make_loop(load(), preferences, OBJECTIVES[name], token_budget=10**6)
+    options: dict[str, Any] = {"attributes": 0, "hidden": 0, "lora": None, "recompute": False, "seed": 0}
+    loop.model = build_model(load(), OBJECTIVES[name], **options)
+    losses, found = gradients(loop, Batch(np.arange(8), np.empty(0, dtype=np.int64)))
+    assert 1e-3 < float(found.norm()) < 1e3
+    if name == "bt":
+        assert losses["preference"] == pytest.approx(np.log(2), abs=1e-6)
+
+
 def test_each_head_scores_as_the_model_that_it_was_trained_in() -> None:
     from heads.attributes import AttributeScale
     from pipeline.finetune_model import RewardHeads
