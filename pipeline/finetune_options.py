@@ -45,7 +45,8 @@ class FinetuneOptions:
         init: run of a head `linear` on this backbone's final state to start the reward from; None starts it at 0.
         lora: rank of LoRA adapters; None trains every weight.
         lora_alpha: LoRA's scale times the rank; None is twice the rank.
-        batch_size: pairs, and for smorm annotated responses, in a step.
+        batch_size: pairs in a step; for smorm, of pairs or annotated responses, whichever there are more of. The others
+            are spread over the same steps.
         epochs: passes over the training data.
         steps: at most so many steps.
         lr: AdamW's learning rate at its highest.

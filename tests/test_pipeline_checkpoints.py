@@ -1,4 +1,4 @@
-"""Checkpoints change nothing: training goes as if none had been written, and from each of them as if it had not ended."""
+"""Checkpoints change nothing: training goes as if none had been written, and on from each as if it had not ended."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def weights(model: nn.Module) -> Tensor:
 
 
 def test_three_steps_are_those_of_torchs_adamw_from_every_checkpoint(tmp_path: Path) -> None:
-    """From that before the first step too, and with it written: an AdamW that has stepped on nothing steps otherwise."""
+    """From that before the first step too: an AdamW that has stepped on nothing steps otherwise ever after."""
     model, optimizer = make()
     for number in range(STEPS):
         step(model, optimizer, number)
