@@ -23,7 +23,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from cache.files import read_json, write_atomically, write_json
+from cache.files import read_json, write_json
+from heads.saving import write_safetensors
 
 SEPARATOR = "::"  # between a weight's name and the name of what the optimizer keeps of it
 
@@ -102,8 +103,7 @@ def prune_checkpoints(folder: Path, keep: Collection[int]) -> None:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: safetensors.torch.save_file(contiguous, temporary))
+    write_safetensors(path, {key: tensor.contiguous() for key, tensor in tensors.items()})
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -84,4 +84,5 @@ def finetune(as_json: bool, use: str | None, **options: Any) -> None:  # noqa: A
 
     used = tuple(map(str.strip, use.split(","))) if use else ()
     summary = finetune(FinetuneOptions(use=used, **options))
-    print_rows([summary.as_row()], as_json)
+    if summary is not None:  # of several processes one prints
+        print_rows([summary.as_row()], as_json)

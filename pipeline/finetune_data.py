@@ -36,7 +36,7 @@ class Texts:
         data: pairs, attributes and prompts as indices into `rows`; the view's features are (n, 0).
         prompt_ids: the prompts of all responses of the datasets, of those without a row too.
         cut: how many rows were shortened to the longest length.
-        sample: some conversations that were not, for proofs.
+        sample: some of the conversations, the first among them.
     """
 
     rows: list[TokenRow]
@@ -142,12 +142,12 @@ def gather_texts(
     texts, prompt_of = dict[str, Pending](), dict[str, str]()
     for key, prompt, response, prompt_id in zip(*responses.to_pydict().values(), strict=True):
         texts[key], prompt_of[key] = Pending(key, prompt, response), prompt_id
-    rows, cut = dict[str, TokenRow](), set[str]()
-    for start in range(0, len(texts), ENCODED_AT_ONCE):
-        part = list(texts.values())[start : start + ENCODED_AT_ONCE]
+    asked, rows, cut = list(texts.values()), dict[str, TokenRow](), 0
+    for start in range(0, len(asked), ENCODED_AT_ONCE):
+        part = asked[start : start + ENCODED_AT_ONCE]
         window = tokenise(part, renderer, max_length=max_length, overlong=overlong)
         rows |= zip(window.ids, window.rows, strict=True)
-        cut |= {key for key, lost in zip(window.ids, window.cut, strict=True) if lost}
+        cut += sum(lost > 0 for lost in window.cut)
     ids = pa.array(list(rows), pa.string())
     prompts: dict[str, int] = {}
     numbers = [prompts.setdefault(prompt_of[key], len(prompts)) for key in rows]
@@ -164,9 +164,8 @@ def gather_texts(
         lengths=np.array([len(row) - row.after - row.response_start for row in kept], dtype=np.float32),
     )
     data = FitData(with_attributes(view, use), tuple(prompts), len(texts) - len(rows))
-    whole = [texts[key] for key in rows if key not in cut]
-    sample = whole[:: max(1, len(whole) // SAMPLE)][:SAMPLE]
-    return Texts(kept, data, tuple(dict.fromkeys(prompt_of.values())), len(cut), sample)
+    sample = asked[:: max(1, len(asked) // SAMPLE)][:SAMPLE]
+    return Texts(kept, data, tuple(dict.fromkeys(prompt_of.values())), cut, sample)
 
 
 def share_out(

@@ -112,6 +112,7 @@ class RewardModel(nn.Module):
         """Take the parts. The LM head is no parameter: it stays as it was."""
         super().__init__()
         self.base, self.heads, self.lm_head = base, heads, lm_head
+        self._no_split_modules = getattr(base, "_no_split_modules", None)  # what is sharded by itself (FSDP)
 
     def forward(
         self, ids: Tensor, mask: Tensor, last: Tensor, text_at: Tensor, text_ids: Tensor, text_rows: Tensor
@@ -167,9 +168,9 @@ class Inputs:
         last = torch.tensor([len(row) - 1 for row in rows])
         return cls(*(tensor.to(device) for tensor in (ids, mask, last, *text)))
 
-    def __iter__(self) -> "Any":  # noqa: ANN401 - an iterator over the fields
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The fields in order, as `RewardModel.forward` takes them."""
-        return iter((self.ids, self.mask, self.last, self.text_at, self.text_ids, self.text_rows))
+        return self.ids, self.mask, self.last, self.text_at, self.text_ids, self.text_rows
 
 
 def build_model(
@@ -213,6 +214,14 @@ def build_model(
     if recompute:
         _keep_less(backbone.model)
     return RewardModel(base, heads, lm_head)
+
+
+def weight_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """What is trained, for AdamW: only matrices decay, as `heads.training` has it; norms and biases set a scale."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    matrices, others = ([weight for weight in trained if (weight.ndim >= 2) is decays] for decays in (True, False))
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def merged(model: RewardModel) -> nn.Module:

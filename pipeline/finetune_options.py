@@ -127,6 +127,8 @@ def choose_objective(options: FinetuneOptions) -> Objective:
             raise ValueError(f"objective {name} is trained on {kind}; give --{kind} DATASET")
         if kind not in NEEDS[name] and given is not None:
             raise ValueError(f"objective {name} does not use {kind}; leave out --{kind} {given}")
+    if options.use and "attributes" not in NEEDS[name]:
+        raise ValueError(f"objective {name} does not use attributes; leave out --use {','.join(options.use)}")
     own = {
         option: value if (value := getattr(options, option)) is not None else default
         for option, default in OWN[name].items()

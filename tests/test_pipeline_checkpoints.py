@@ -1,7 +1,11 @@
 """Checkpoints change nothing: training goes as if none had been written, and on from each as if it had not ended."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -47,3 +51,37 @@ def test_three_steps_are_those_of_torchs_adamw_from_every_checkpoint(tmp_path: P
         for number in range(checkpoint.step, STEPS):
             step(model, optimizer, number)
         assert torch.equal(weights(model), expected), checkpoint.step
+
+
+@contextmanager
+def no_room(size: int) -> Iterator[None]:
+    """As if the disk was full after so many bytes of a file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_an_oserror_that_names_the_file(tmp_path: Path) -> None:
+    """Which a command tells in one sentence; safetensors has an exception of its own for it."""
+    from heads.saving import save_tensors
+
+    large = {"weight": torch.zeros(2**18)}
+    with no_room(2**16), pytest.raises(OSError, match=r"model\.safetensors could not be written .* is the disk full"):
+        write_checkpoint(tmp_path, 0, large, {}, {})
+    assert find_checkpoints(tmp_path) == []
+    with no_room(2**16), pytest.raises(OSError, match=r"head\.safetensors could not be written"):
+        save_tensors(tmp_path, "linear", options={}, fitted={}, tensors=large)
+
+
+def test_a_model_that_the_disk_has_no_room_for_is_an_oserror(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaModel
+
+    from pipeline.classifier import write_classifier
+
+    config = LlamaConfig(vocab_size=4096, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
+    base = LlamaModel(config)
+    with no_room(2**16), pytest.raises(OSError, match="could not be written"):
+        write_classifier(tmp_path, LlamaForSequenceClassification, base, torch.zeros(64), 0)

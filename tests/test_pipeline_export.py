@@ -139,12 +139,12 @@ def test_a_text_classification_pipeline_ranks_as_the_scorer(store: Path, tmp_pat
 def test_the_exported_tokenizer_gives_the_renderers_tokens(template: str, tmp_path: Path, tiny_tokenizer: Any) -> None:  # noqa: ANN401
     from transformers import AutoTokenizer
 
-    from pipeline.classifier import write_tokenizer
+    from pipeline.classifier import choose_pad, write_tokenizer
     from pipeline.render import Renderer
 
     renderer = Renderer.of(tiny_tokenizer, template)
     rows = renderer.encode([(json.dumps(one[:-1]), one[-1]["content"]) for one in messages()])
-    write_tokenizer(tmp_path, renderer, rows, max_length=64, overlong="left")
+    write_tokenizer(tmp_path, renderer, choose_pad(renderer, rows), max_length=64, overlong="left")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     for row, conversation in zip(rows, messages(), strict=True):
         ids = row.ids.tolist()
