@@ -173,6 +173,13 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def choose_device(asked: str | None) -> str:
+    """The device asked for, else the GPU if there is one. Raises ValueError for a GPU that torch does not see."""
+    if asked == "cuda" and default_device() != "cuda":
+        raise ValueError("--device cuda: torch sees no GPU here; leave the option out, or install torch with CUDA")
+    return asked or default_device()
+
+
 def resolve(name: str) -> Path | str:
     """A directory for a built-in or local backbone; a hub id as it is."""
     if name == GEMMA3_270M:

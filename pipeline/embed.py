@@ -15,7 +15,7 @@ from cache.embeddings import Embeddings
 from cache.records import Dataset
 from cache.spec import SCALARS, EmbeddingSpec
 from cache.store import Store
-from pipeline.backbone import Backbone, default_device, default_dtype, load_backbone
+from pipeline.backbone import Backbone, choose_device, default_dtype, load_backbone
 from pipeline.budget import TokenBudget
 from pipeline.decoder import Decoder
 from pipeline.finetuned import take_over
@@ -240,11 +240,14 @@ def make_extractor(
     options: EmbedOptions, backbone: Backbone, spec: EmbeddingSpec, decoder: Decoder | None
 ) -> Extractor:
     """What runs the backbone for this spec, with the device's token budget."""
-    device = backbone.model.device.type
-    adapts = device == "cuda" and options.token_budget is None
-    budget = TokenBudget(options.token_budget or TOKEN_BUDGET[device], grows=adapts)
+    budget = choose_budget(backbone.model.device.type, options.token_budget)
     packed = spec.attention == ATTENTION
     return Extractor(backbone, spec.layers, spec.pool, budget, packed=packed, decoder=decoder, scalars=spec.scalars)
+
+
+def choose_budget(device: str, asked: int | None = None) -> TokenBudget:
+    """The tokens asked for, else the device's own number, which a GPU may raise."""
+    return TokenBudget(asked or TOKEN_BUDGET[device], grows=device == "cuda" and asked is None)
 
 
 def choose_part_rows(responses: int, device: str) -> int:
@@ -329,9 +332,7 @@ def _say_done(summary: EmbedSummary, spec: EmbeddingSpec) -> None:
 
 
 def _load(options: EmbedOptions) -> Backbone:
-    device = options.device or default_device()
-    if device == "cuda" and default_device() != "cuda":
-        raise ValueError("--device cuda: torch sees no GPU here; leave the option out, or install torch with CUDA")
+    device = choose_device(options.device)
     dtype = options.dtype or default_dtype(device)
     _check_scalars(options)
     say(f"loading {options.backbone} on {device} in {dtype}")
