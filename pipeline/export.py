@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from pipeline.score import SD, one_run
 from pipeline.windows import Pending
 
 LEAST_ROWS = 8  # fewer say nothing of ranks
+Form = Literal["plain", "custom"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class ExportOptions:
         directory: where to; must not exist.
         store: the store's folder.
         score: which of the head's rewards is `logits`; None takes the head's own choice.
+        form: "plain" (transformers' own class, one reward) or "custom" (ours, all that the head says); None takes the
+            plain one where there is one.
         rows: cached rows that the proof scores.
         backbone: where the backbone is now; None takes the name in the spec.
         template: the chat template; None takes the name in the spec.
@@ -62,6 +65,7 @@ class ExportOptions:
     directory: Path
     store: Path
     score: str | None = None
+    form: Form | None = None
     rows: int = 64
     backbone: str | None = None
     template: str | None = None
@@ -130,7 +134,7 @@ def export(options: ExportOptions) -> Exported:
     working = options.directory.with_name(f".{options.directory.name}.{os.getpid()}")
     _clear(options.directory)
     try:
-        constant = _write(working, rerun, head, tree, sample, fresh, score)
+        constant = _write(working, rerun, head, tree, sample, fresh, score, options.form)
         say(f"proving it on {len(texts)} cached rows in a fresh process")
         found = rescore_elsewhere(working, sample.messages, sample.tokens)
         cached = head.scores(embeddings.gather([row.response_id for row in texts], run["features"]))[score]
@@ -181,8 +185,20 @@ class Fresh:
         return score or next(iter(self.exact))
 
 
-def _write(working: Path, rerun: Rerun, head: Head, tree: HeadTree, sample: Sample, fresh: Fresh, score: str) -> float:
-    """Write the directory, plain where transformers has a class for it; returns the constant that this leaves out."""
+def _write(
+    working: Path,
+    rerun: Rerun,
+    head: Head,
+    tree: HeadTree,
+    sample: Sample,
+    fresh: Fresh,
+    score: str,
+    form: Form | None,
+) -> float:
+    """Write the directory, plain where transformers has a class for it; returns the constant that this leaves out.
+
+    Raises: ValueError if the plain form is asked for and there is none.
+    """
     backbone, renderer = rerun.backbone, rerun.renderer
     features = describe_features(rerun.names, rerun.spec, backbone)
     working.mkdir(parents=True)
@@ -191,10 +207,18 @@ def _write(working: Path, rerun: Rerun, head: Head, tree: HeadTree, sample: Samp
     pad = write_tokenizer(working, renderer, token, max_length=spec.max_length, overlong=spec.overlong)
     after = rows[0].after
     kind, folded = plain_class(backbone, features, after), folded_weight(head, score)
-    if kind is not None and folded is not None and not ends_in(rows, pad):
+    if form != "custom" and kind is not None and folded is not None and not ends_in(rows, pad):
         weight, constant = folded
         write_classifier(working, kind, backbone.model, torch.from_numpy(weight), pad)
+        left_out = [name for name in [*fresh.exact, *fresh.attributes] if name != score]
+        if left_out:
+            say(f"a plain class gives {score} alone; --form custom has {', '.join(left_out)} too")
         return constant
+    if form == "plain":
+        raise ValueError(
+            f"reward {score} of head {head.name} on {'+'.join(rerun.names)} is no weight on the last token's final "
+            "state, which is all that a plain class reads; leave out --form plain"
+        )
     write_custom(
         working,
         backbone.model,
