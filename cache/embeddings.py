@@ -200,7 +200,13 @@ class Embeddings:
         return StoredRows(tuple(self._column(name) for name in features), starts, rows, budget)
 
     def positions(self, response_ids: Sequence[str] | pa.ChunkedArray) -> NDArray[np.int64]:
-        """The row of each id over all parts, -1 where it has no vector; for millions of ids at once, unlike `in`."""
+        """The row of each id over all parts, -1 where it has no vector; for millions of ids at once, unlike `in`.
+
+        Who asks for a few ids again and again asks by `in` first: what that keeps is looked up here then, and the
+        stored ids are not read again.
+        """
+        if "_row_of" in self.__dict__ and not isinstance(response_ids, pa.ChunkedArray):
+            return np.array([self._row_of.get(key, -1) for key in response_ids], dtype=np.int64)
         asked = response_ids if isinstance(response_ids, pa.ChunkedArray) else pa.array(response_ids, pa.string())
         stored = pa.chunked_array([read_id_column(path) for path in self._paths()], pa.string())
         found = pc.index_in(asked, value_set=stored.combine_chunks())

@@ -14,8 +14,8 @@ FOLDED = {Linear: "reward", Ridge: "L", SMORM: "F"}  # of each head, the reward 
 def folded_weight(head: Head, score: str) -> tuple[NDArray[np.float32], float] | None:
     """The weight (d,) and the constant c for which features @ weight + c is this reward of the head; None if none is.
 
-    Of heads that also predict several attributes, or whose reward comes with a deviation, there is none: a weight would
-    lose those.
+    A weight gives this reward alone: what else the head says, as the L, M and attributes of `smorm`, it leaves out. Of
+    heads whose reward comes with a deviation there is none.
     """
     if not isinstance(head, Linear | Ridge | SMORM) or FOLDED[type(head)] != score:
         return None

@@ -1,6 +1,7 @@
 """A head on disk: head.json with its name, options and shapes, and beside it its weights. No pickle anywhere."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,24 @@ def save_tensors(
 ) -> None:
     """Write head.safetensors, then head.json."""
     contiguous = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
-    write_atomically(directory / "head.safetensors", lambda path: safetensors.torch.save_file(contiguous, path))
+    write_safetensors(directory / "head.safetensors", contiguous)
     shapes = {key: list(tensor.shape) for key, tensor in tensors.items()}
     _write_description(directory, name, options=options, fitted=fitted, shapes=shapes)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write contiguous tensors, whole or not at all. Raises OSError if the disk is full."""
+    with told_as_os_error(path):
+        write_atomically(path, lambda temporary: safetensors.torch.save_file(dict(tensors), temporary))
+
+
+@contextmanager
+def told_as_os_error(path: Path) -> Iterator[None]:
+    """Raise what safetensors calls an error of its own as what it is: a file that cannot be written."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written ({error}); is the disk full?") from error
 
 
 def save_text(directory: Path, name: str, *, options: Mapping[str, Any], fitted: Mapping[str, Any], text: str) -> None:

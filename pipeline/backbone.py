@@ -119,7 +119,7 @@ def load_backbone(name: str, *, revision: str | None, device: str, dtype: str, l
         tokenizer = AutoTokenizer.from_pretrained(where, revision=commit)
         kind: Any = AutoModelForCausalLM if lm_head else AutoModel
         model, found = kind.from_pretrained(
-            where, revision=commit, dtype=getattr(torch, dtype), output_loading_info=True
+            where, revision=commit, dtype=getattr(torch, dtype), output_loading_info=True, **_inside(where)
         )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise ValueError(
@@ -132,6 +132,16 @@ def load_backbone(name: str, *, revision: str | None, device: str, dtype: str, l
     weights = f"revision:{commit}" if commit else f"sha256:{_directory_hash(Path(where))}"
     attention = str(model.config._attn_implementation)
     return Backbone(name, model.base_model, tokenizer, weights, attention, sentence_pooling(where, commit), head)
+
+
+def _inside(where: Path | str) -> dict[str, Any]:
+    """What transformers is told to take the backbone out of a directory that has it in our own class, under a head."""
+    from transformers import AutoConfig
+
+    config = read_json(where / "config.json") if isinstance(where, Path) else {}
+    if config.get("model_type") != "reward_head":
+        return {}
+    return {"config": AutoConfig.for_model(**config["backbone_config"]), "key_mapping": {r"^backbone\.": ""}}
 
 
 def _check_complete(name: str, tokenizer: "PreTrainedTokenizerBase", found: Mapping[str, Any]) -> None:
@@ -161,6 +171,13 @@ def default_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose_device(asked: str | None) -> str:
+    """The device asked for, else the GPU if there is one. Raises ValueError for a GPU that torch does not see."""
+    if asked == "cuda" and default_device() != "cuda":
+        raise ValueError("--device cuda: torch sees no GPU here; leave the option out, or install torch with CUDA")
+    return asked or default_device()
 
 
 def resolve(name: str) -> Path | str:

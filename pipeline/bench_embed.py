@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import machine, published
-from pipeline.backbone import Backbone, default_device, default_dtype, load_backbone, resolve
+from pipeline.backbone import Backbone, choose_device, default_dtype, load_backbone, resolve
 from pipeline.bench_texts import Ours, Texts, make_texts
 from pipeline.embed import TOKEN_BUDGET, EmbedOptions, make_extractor, make_spec
 from pipeline.forward import choose_path, relative_difference
@@ -385,9 +385,7 @@ def _check(options: BenchEmbedOptions) -> str:
     unknown = [name for name in options.only if name not in VARIANTS]
     if unknown or not options.only:
         raise ValueError(f"--only {(unknown or [''])[0]!r} is not one of a, b, c, d; join those wanted by commas")
-    if options.device == "cuda" and default_device() != "cuda":
-        raise ValueError("--device cuda: torch sees no GPU here; leave the option out, or install torch with CUDA")
-    return options.device or default_device()
+    return choose_device(options.device)
 
 
 def _load(options: BenchEmbedOptions, device: str, dtype: str) -> Backbone:

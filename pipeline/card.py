@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
 from bench.tables import as_markdown
+from cache.embeddings import Embeddings
 from cache.spec import EmbeddingSpec
 from cache.store import Store
 from pipeline.evaluate import summary
@@ -33,15 +35,17 @@ _CUSTOM = """tokenizer = AutoTokenizer.from_pretrained(DIR)
 model = AutoModelForSequenceClassification.from_pretrained(DIR, trust_remote_code=True)"""
 
 
-def model_card(store: Store, run: Mapping[str, Any], spec: EmbeddingSpec, exported: "Exported") -> str:
+def model_card(store: Store, run: Mapping[str, Any], embeddings: Embeddings, exported: "Exported") -> str:
     """The card as Markdown."""
+    spec, training = embeddings.spec, embeddings.training
+    made = "was frozen" if training is None else f"was fine-tuned from {_base(training)}"
     parts = [
         LICENCE,
         f"# Reward model {run['run_id']}\n",
-        f"Head `{run['head']}` on {' + '.join(run['features'])} of {spec.backbone}, which was frozen. `logits` (B, 1) "
-        f"is its reward `{exported.score}`{_constant(exported)}.\n",
+        f"Head `{run['head']}` on {' + '.join(run['features'])} of {_shown(spec)['backbone']}, which {made}. "
+        f"`logits` (B, 1) is its reward `{exported.score}`{_constant(exported)}.\n",
         _use(exported),
-        _data(store, run),
+        _data(store, run, training),
         _head(run),
         _spec(spec),
         _metrics(store, run),
@@ -73,14 +77,15 @@ less, rewards of responses that are alike become equal.
 {"" if found is None else _START.format(share=found)}"""
 
 
-def _data(store: Store, run: Mapping[str, Any]) -> str:
+def _data(store: Store, run: Mapping[str, Any], training: Mapping[str, Any] | None) -> str:
     lines = ["## Training data\n"]
     for kind in ("pairs", "attributes"):
         name = run[f"{kind}_dataset"]
-        if not name:
+        if not name or run.get("finetuned"):  # whose data are the backbone's
             continue
         origin: dict[str, Any] = dict(store.dataset(name).info["origin"]) if name in store.dataset_names() else {}
-        lines.append(f"- {kind}: {name} ({_words(origin)}), content {run[f'{kind}_hash'][:16]}")
+        lines.append(_dataset(kind, name, origin, run[f"{kind}_hash"]))
+    lines += _backbone_data(training)
     counts, split = run["counts"], run["split"]
     fitted = ", ".join(
         f"{counts[f'train_{what}']:,} {what}" for what in ("pairs", "annotated") if counts[f"train_{what}"]
@@ -88,6 +93,38 @@ def _data(store: Store, run: Mapping[str, Any]) -> str:
     lines.append(f"- fitted on {fitted}; {split['test_share']:.0%} of the prompts were held out for judging")
     used = run.get("attributes_used")
     return "\n".join([*lines, *([f"- attributes: {', '.join(used)}"] if used else [])]) + "\n"
+
+
+def _backbone_data(training: Mapping[str, Any] | None) -> list[str]:
+    """What the backbone was fine-tuned on, the last time first."""
+    lines: list[str] = []
+    while training is not None:
+        lines.append(
+            f"- the backbone was fine-tuned from {_base(training)} by `{training['plan']['objective']['name']}` on"
+        )
+        for kind, dataset in training["datasets"].items():
+            lines.append("  " + _dataset(kind, dataset["name"], dataset["origin"], dataset["content_hash"]))
+        training = training["before"]
+    return lines
+
+
+def _dataset(kind: str, name: str, origin: Mapping[str, Any], content_hash: str) -> str:
+    return f"- {kind}: {name} ({_words(origin)}), content {content_hash[:16]}"
+
+
+def _base(training: Mapping[str, Any]) -> str:
+    """The backbone that was fine-tuned, without the folders of the machine it was on."""
+    plan = training["plan"]
+    return str(plan["backbone"]) if plan["weights"].startswith("revision:") else Path(plan["backbone"]).name
+
+
+def _shown(spec: EmbeddingSpec) -> dict[str, Any]:
+    """The spec's fields that hold anything, without the folders of the machine it was made on."""
+    fields = {name: value for name, value in spec.to_json().items() if value not in ("", ())}
+    fields["template"] = Path(spec.template).name
+    if not spec.weights.startswith("revision:"):  # else it is a hub id
+        fields["backbone"] = Path(spec.backbone).name
+    return fields
 
 
 def _words(origin: Mapping[str, Any]) -> str:
@@ -102,7 +139,7 @@ def _head(run: Mapping[str, Any]) -> str:
 
 
 def _spec(spec: EmbeddingSpec) -> str:
-    fields = {name: value for name, value in spec.to_json().items() if value not in ("", ())}
+    fields = _shown(spec)
     lists = {name: ", ".join(map(str, value)) for name, value in fields.items() if isinstance(value, tuple)}
     rows = [f"- {name}: {value}" for name, value in {**fields, **lists}.items()]
     return f"## Embedding spec {spec.fingerprint}\n\n" + "\n".join(rows) + "\n"
@@ -129,8 +166,8 @@ def _proof(exported: "Exported") -> str:
     rows = [f"| {name} | {d:.2e} | {allowed:.2e} | {rank:.6f} |" for name, (d, allowed, rank) in compared.items()]
     return f"""## Proof
 
-This directory was loaded by `{found.model_class}` in a fresh process ({versions}) and scored {found.rows} rows of the
-training datasets. The standard deviation of their scores is {found.spread:.3g}.
+This directory was loaded by `{found.model_class}` in a fresh process ({versions}) and scored {found.rows} rows
+that the store has. The standard deviation of their scores is {found.spread:.3g}.
 
 | against | largest difference | allowed | Spearman |
 |---|---:|---:|---:|

@@ -23,7 +23,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from cache.files import read_json, write_atomically, write_json
+from cache.files import read_json, write_json
+from heads.saving import write_safetensors
 
 SEPARATOR = "::"  # between a weight's name and the name of what the optimizer keeps of it
 
@@ -44,8 +45,11 @@ class Checkpoint:
 
     def load_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Put its state into an optimizer of the model. Raises ValueError if damaged."""
+        kept = _read(self.directory / "optimizer.safetensors")
+        if not kept:  # before the first step
+            return
         state: dict[str, Any] = {}
-        for key, tensor in _read(self.directory / "optimizer.safetensors").items():
+        for key, tensor in kept.items():
             weight, _, name = key.rpartition(SEPARATOR)
             state.setdefault(weight, {})[name] = tensor
         content = get_optimizer_state_dict(model, optimizer)
@@ -56,10 +60,15 @@ class Checkpoint:
 def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The trained weights, and what the optimizer keeps of them, on the CPU; every process must call this.
 
+    An optimizer that has not stepped has nothing: torch's own function would have it step on gradients of 0 first, and
+    AdamW's bias corrections would be a step ahead ever after.
+
     Returns: both by name, whole on the main process and empty on others.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     weights: dict[str, Any] = get_model_state_dict(model, options=options)
+    if not optimizer.state:
+        return weights, {}
     kept: Any = get_optimizer_state_dict(model, optimizer, options=options).get("state", {})
     flat = {f"{weight}{SEPARATOR}{name}": tensor for weight, state in kept.items() for name, tensor in state.items()}
     return weights, flat
@@ -94,8 +103,7 @@ def prune_checkpoints(folder: Path, keep: Collection[int]) -> None:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: safetensors.torch.save_file(contiguous, temporary))
+    write_safetensors(path, {key: tensor.contiguous() for key, tensor in tensors.items()})
 
 
 def _read(path: Path) -> dict[str, Tensor]:

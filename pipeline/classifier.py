@@ -5,6 +5,7 @@ Exports and fine-tuned backbones are both written by this module, so that one co
 
 import copy
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 from cache.files import read_json, write_json
+from heads.saving import told_as_os_error
 from pipeline.render import Renderer, TokenRow
 
 REGRESSION = {"num_labels": 1, "problem_type": "regression"}
-LABELS = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}, "problem_type": "regression"}
+LABELS = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
+NAMED = ("pad", "eos", "bos", "unk")  # the tokens that may pad, the best first
 
 
 def classifier_class(config: Any) -> type[Any] | None:  # noqa: ANN401 - a configuration of transformers
@@ -70,29 +73,43 @@ def save_model(model: Any, directory: Path, weights: Mapping[str, Tensor], pad: 
     assert not strange, f"weights do not fit the class: {sorted(strange)[:3]}"
     model.config.get_text_config().pad_token_id = pad
     model.config.pad_token_id = pad
-    model.save_pretrained(directory, state_dict=dict(weights))
+    with told_as_os_error(directory):
+        model.save_pretrained(directory, state_dict=dict(weights))
     config = read_json(directory / "config.json")
     for part in (config, config.get("backbone_config", {})):
         part.pop("_name_or_path", None)  # a folder of this machine
     write_json(directory / "config.json", {**config, "dtype": dtype, "pad_token_id": pad, **LABELS})
 
 
-def write_tokenizer(
-    directory: Path, renderer: Renderer, rows: Sequence[TokenRow], *, max_length: int, overlong: str
-) -> int:
+def choose_pad(renderer: Renderer, rows: Sequence[TokenRow]) -> str:
+    """The token to pad with.
+
+    Transformers' classifiers read the last token that is not this one, so it is one that none of these rows ends in, if
+    the tokenizer has such a one.
+
+    Raises: ValueError if the tokenizer names no token at all.
+    """
+    tokenizer: Any = renderer.tokenizer
+    named = [token for name in NAMED if (token := getattr(tokenizer, f"{name}_token")) is not None]
+    if not named:
+        raise ValueError(
+            f"this tokenizer has none of the tokens {', '.join(NAMED)}, so there is nothing to pad with; give it a "
+            "pad_token in tokenizer_config.json"
+        )
+    unused = (token for token in named if not ends_in(rows, tokenizer.convert_tokens_to_ids(token)))
+    return next(unused, named[0])
+
+
+def write_tokenizer(directory: Path, renderer: Renderer, pad: str, *, max_length: int, overlong: str) -> int:
     """Write the tokenizer with a chat template that writes all there is: BOS, conversation, suffix, closing token.
 
     The tokenizer itself then adds nothing. So ids are the renderer's both ways that they are made elsewhere, from
     messages at once and from the template's text, and neither has a second BOS.
 
-    Returns: the padding token's id. Transformers' classifiers read the last token that is not this one, so it is one
-        that none of these rows ends in, if the tokenizer has such a one.
+    Returns: the padding token's id.
     """
     tokenizer: Any = copy.deepcopy(renderer.tokenizer)
-    known = (getattr(tokenizer, f"{name}_token") for name in ("pad", "eos", "bos", "unk"))
-    named = [token for token in known if token is not None]
-    unused = (token for token in named if not ends_in(rows, tokenizer.convert_tokens_to_ids(token)))
-    tokenizer.pad_token = next(unused, named[0] if named else None)
+    tokenizer.pad_token = pad
     tokenizer.chat_template = whole_template(renderer)
     for name in ("add_bos_token", "add_eos_token"):
         if hasattr(tokenizer, name):
@@ -108,6 +125,42 @@ def write_tokenizer(
     # A class of the model's own may put its special tokens around a text again when it is loaded, as BERT's does.
     write_json(path, {**written, "tokenizer_class": "PreTrainedTokenizerFast"})
     return int(tokenizer.pad_token_id)
+
+
+def check_tokenizer(renderer: Renderer, conversations: Sequence[tuple[str, str]], pad: str) -> None:
+    """Raise ValueError if the tokenizer that is written gives conversations other ids than the renderer.
+
+    As when a template has no BOS and the tokenizer marks where a text begins: the written one finds a BOS there.
+
+    Args:
+        renderer: what they are trained by.
+        conversations: (prompt as JSON messages, response).
+        pad: the padding token.
+    """
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder), renderer, pad, max_length=2**20, overlong="left")
+        written = AutoTokenizer.from_pretrained(folder)
+    for row, (prompt, response) in zip(renderer.encode(conversations), conversations, strict=True):
+        messages, ours = [*json.loads(prompt), {"role": "assistant", "content": response}], row.ids.tolist()
+        again = written(written.apply_chat_template(messages, tokenize=False))["input_ids"]
+        for ids in (written.apply_chat_template(messages, return_dict=True)["input_ids"], again):
+            if ids != ours:
+                raise ValueError(
+                    f"with template {renderer.name!r}, a tokenizer written for transformers gives other tokens than "
+                    f"are trained on: {_parting(written, ours, ids)}; use a template that writes the BOS itself, or "
+                    "another"
+                )
+
+
+def _parting(tokenizer: Any, ours: list[int], theirs: list[int]) -> str:  # noqa: ANN401 - a tokenizer of transformers
+    """Where two rows of tokens part, in words."""
+    same = next(
+        (at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(map(len, (ours, theirs)))
+    )
+    shown = [tokenizer.convert_ids_to_tokens(ids[max(0, same - 1) : same + 3]) for ids in (theirs, ours)]
+    return f"{shown[0]}, not {shown[1]}, at token {same}"
 
 
 def ends_in(rows: Sequence[TokenRow], token_id: int) -> bool:

@@ -47,7 +47,7 @@ NOT_NEGATIVE = click.FloatRange(0)
     type=click.IntRange(1),
     default=16,
     show_default=True,
-    help="Pairs in a step; smorm adds as many annotated responses.",
+    help="Pairs in a step; smorm: of pairs or annotated responses, whichever are more.",
 )
 @click.option("--epochs", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--steps", type=click.IntRange(1), help="At most so many steps.")
@@ -84,4 +84,5 @@ def finetune(as_json: bool, use: str | None, **options: Any) -> None:  # noqa: A
 
     used = tuple(map(str.strip, use.split(","))) if use else ()
     summary = finetune(FinetuneOptions(use=used, **options))
-    print_rows([summary.as_row()], as_json)
+    if summary is not None:  # of several processes one prints
+        print_rows([summary.as_row()], as_json)

@@ -68,6 +68,11 @@ def score(as_json: bool, output: Path | None, format_: str | None, **options: An
     "--score", metavar="NAME", help="Which of the head's rewards becomes logits, as F, L, M (default: its own)."
 )
 @click.option(
+    "--form",
+    type=click.Choice(["plain", "custom"]),
+    help="transformers' own class with one reward, or code along with all of them (default: plain where it can be).",
+)
+@click.option(
     "--rows", type=click.IntRange(8), default=64, show_default=True, help="Cached rows that the proof scores again."
 )
 @_backbone

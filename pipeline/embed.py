@@ -15,7 +15,7 @@ from cache.embeddings import Embeddings
 from cache.records import Dataset
 from cache.spec import SCALARS, EmbeddingSpec
 from cache.store import Store
-from pipeline.backbone import Backbone, default_device, default_dtype, load_backbone
+from pipeline.backbone import Backbone, choose_device, default_dtype, load_backbone
 from pipeline.budget import TokenBudget
 from pipeline.decoder import Decoder
 from pipeline.finetuned import take_over
@@ -25,7 +25,18 @@ from pipeline.preflight import preflight, probe
 from pipeline.progress import Progress, clock, say
 from pipeline.render import Renderer
 from pipeline.sources import read_datasets
-from pipeline.windows import Done, Pending, Plan, characters, count, encode, fill, pending_responses, windows
+from pipeline.windows import (
+    Done,
+    Plan,
+    characters,
+    count,
+    encode,
+    fill,
+    pending_responses,
+    say_cut,
+    show_row,
+    windows,
+)
 from pipeline.workers import run_here, run_in_processes, worker_devices
 
 DEFAULT_MAX_LENGTH = 2048
@@ -141,7 +152,7 @@ def embed(options: EmbedOptions) -> EmbedSummary:
     known = store.find_embeddings(spec)
     plan = _plan(datasets, known)
     if plan.todo:
-        _show_first_row(renderer, plan.todo[0])
+        show_row(plan.todo[0], renderer)
         say(preflight(extractor, renderer, plan.todo, spec))
     if options.dry_run:
         return _count(options, plan, extractor, renderer, spec, datasets)
@@ -229,11 +240,14 @@ def make_extractor(
     options: EmbedOptions, backbone: Backbone, spec: EmbeddingSpec, decoder: Decoder | None
 ) -> Extractor:
     """What runs the backbone for this spec, with the device's token budget."""
-    device = backbone.model.device.type
-    adapts = device == "cuda" and options.token_budget is None
-    budget = TokenBudget(options.token_budget or TOKEN_BUDGET[device], grows=adapts)
+    budget = choose_budget(backbone.model.device.type, options.token_budget)
     packed = spec.attention == ATTENTION
     return Extractor(backbone, spec.layers, spec.pool, budget, packed=packed, decoder=decoder, scalars=spec.scalars)
+
+
+def choose_budget(device: str, asked: int | None = None) -> TokenBudget:
+    """The tokens asked for, else the device's own number, which a GPU may raise."""
+    return TokenBudget(asked or TOKEN_BUDGET[device], grows=device == "cuda" and asked is None)
 
 
 def choose_part_rows(responses: int, device: str) -> int:
@@ -289,7 +303,7 @@ def _count(
         f"dry run: {summary.embedded:,} responses of {summary.tokens:,} tokens; {summary.computed:,} tokens would be "
         f"run, and nothing was written"
     )
-    _say_cut(summary, spec)
+    say_cut(summary.cut, summary.dropped, max_length=spec.max_length, overlong=spec.overlong)
     return summary
 
 
@@ -314,18 +328,11 @@ def _say_done(summary: EmbedSummary, spec: EmbeddingSpec) -> None:
             f"{summary.embedded:,} responses, {summary.tokens:,} tokens in {clock(summary.seconds)} "
             f"({rate:,.0f} tokens/s; {share:.0%} of the tokens were run)"
         )
-    _say_cut(summary, spec)
-
-
-def _say_cut(summary: EmbedSummary, spec: EmbeddingSpec) -> None:
-    if summary.cut or summary.dropped:
-        say(f"longer than {spec.max_length} tokens: {summary.cut:,} cut ({spec.overlong}), {summary.dropped:,} dropped")
+    say_cut(summary.cut, summary.dropped, max_length=spec.max_length, overlong=spec.overlong)
 
 
 def _load(options: EmbedOptions) -> Backbone:
-    device = options.device or default_device()
-    if device == "cuda" and default_device() != "cuda":
-        raise ValueError("--device cuda: torch sees no GPU here; leave the option out, or install torch with CUDA")
+    device = choose_device(options.device)
     dtype = options.dtype or default_dtype(device)
     _check_scalars(options)
     say(f"loading {options.backbone} on {device} in {dtype}")
@@ -355,15 +362,3 @@ def choose_max_length(asked: int | None, backbone: Backbone) -> int:
         )
     own = backbone.sentence.max_length if backbone.sentence else None
     return asked or min(own or DEFAULT_MAX_LENGTH, limit)
-
-
-def _show_first_row(renderer: Renderer, row: Pending) -> None:
-    tokens = renderer.encode([(row.prompt, row.response)])[0]
-    start = tokens.response_start
-    decode = renderer.tokenizer.decode
-    say(f"row 0 as the model sees it ({renderer.name} template, {len(tokens)} tokens; the response follows the bar):")
-    say(f"  {_ends(repr(decode(tokens.ids[:start])))} | {_ends(repr(decode(tokens.ids[start:])))}")
-
-
-def _ends(text: str, longest: int = 300) -> str:
-    return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-longest // 2 :]}"

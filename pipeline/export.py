@@ -4,13 +4,14 @@ It is written under another name, loaded again by plain transformers in a fresh 
 scores as the head does (`pipeline.export_proof`).
 """
 
+import glob
 import json
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from heads.protocol import Head, Uncertain
 from heads.registry import load_head
 from heads.saving import HeadTree, read_tree
 from pipeline.card import model_card
-from pipeline.classifier import ends_in, write_classifier, write_tokenizer
+from pipeline.classifier import choose_pad, ends_in, write_classifier, write_tokenizer
 from pipeline.export_files import (
     CODE,
     describe_features,
@@ -36,10 +37,11 @@ from pipeline.export_proof import Agreement, Expected, compare, rescore_elsewher
 from pipeline.progress import say
 from pipeline.render import TokenRow
 from pipeline.rerun import Rerun
-from pipeline.score import one_run
+from pipeline.score import SD, one_run
 from pipeline.windows import Pending
 
 LEAST_ROWS = 8  # fewer say nothing of ranks
+Form = Literal["plain", "custom"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class ExportOptions:
         directory: where to; must not exist.
         store: the store's folder.
         score: which of the head's rewards is `logits`; None takes the head's own choice.
+        form: "plain" (transformers' own class, one reward) or "custom" (ours, all that the head says); None takes the
+            plain one where there is one.
         rows: cached rows that the proof scores.
         backbone: where the backbone is now; None takes the name in the spec.
         template: the chat template; None takes the name in the spec.
@@ -61,6 +65,7 @@ class ExportOptions:
     directory: Path
     store: Path
     score: str | None = None
+    form: Form | None = None
     rows: int = 64
     backbone: str | None = None
     template: str | None = None
@@ -127,20 +132,28 @@ def export(options: ExportOptions) -> Exported:
     fresh = Fresh.of(head, rerun, sample)
     score = fresh.choose(options.score, run["head"])
     working = options.directory.with_name(f".{options.directory.name}.{os.getpid()}")
+    _clear(options.directory)
     try:
-        constant = _write(working, rerun, head, tree, sample, fresh, score)
+        constant = _write(working, rerun, head, tree, sample, fresh, score, options.form)
         say(f"proving it on {len(texts)} cached rows in a fresh process")
         found = rescore_elsewhere(working, sample.messages, sample.tokens)
         cached = head.scores(embeddings.gather([row.response_id for row in texts], run["features"]))[score]
         expected = Expected(fresh.exact[score], fresh.rounded[score], cached, constant)
         agreement = compare(found, expected, dtype=rerun.backbone.dtype)
         exported = Exported(options.directory, score, constant, not (working / CODE).is_file(), agreement)
-        (working / "README.md").write_text(model_card(store, run, embeddings.spec, exported), encoding="utf-8")
+        (working / "README.md").write_text(model_card(store, run, embeddings, exported), encoding="utf-8")
         working.rename(options.directory)
     finally:
         shutil.rmtree(working, ignore_errors=True)
     say(agreement.sentence())
     return exported
+
+
+def _clear(directory: Path) -> None:
+    """Remove what killed exports to this directory have left beside it."""
+    for left in directory.parent.glob(f".{glob.escape(directory.name)}.*"):
+        if left.suffix[1:].isdigit():
+            shutil.rmtree(left)
 
 
 @dataclass(frozen=True)
@@ -166,29 +179,52 @@ class Fresh:
 
     def choose(self, score: str | None, head: str) -> str:
         """The reward asked for, else the head's own choice. Raises ValueError listing them if there is none such."""
-        if score is not None and score not in self.exact:
-            raise ValueError(f"head {head} has no reward {score!r}; it has {', '.join(self.exact)}")
+        rewards = [name for name in self.exact if name != SD]
+        if score is not None and score not in rewards:
+            raise ValueError(f"head {head} has no reward {score!r}; it has {', '.join(rewards)}")
         return score or next(iter(self.exact))
 
 
-def _write(working: Path, rerun: Rerun, head: Head, tree: HeadTree, sample: Sample, fresh: Fresh, score: str) -> float:
-    """Write the directory, plain where transformers has a class for it; returns the constant that this leaves out."""
+def _write(
+    working: Path,
+    rerun: Rerun,
+    head: Head,
+    tree: HeadTree,
+    sample: Sample,
+    fresh: Fresh,
+    score: str,
+    form: Form | None,
+) -> float:
+    """Write the directory, plain where transformers has a class for it; returns the constant that this leaves out.
+
+    Raises: ValueError if the plain form is asked for and there is none.
+    """
     backbone, renderer = rerun.backbone, rerun.renderer
     features = describe_features(rerun.names, rerun.spec, backbone)
     working.mkdir(parents=True)
     spec, rows = rerun.spec, sample.tokens
-    pad = write_tokenizer(working, renderer, rows, max_length=spec.max_length, overlong=spec.overlong)
+    token = choose_pad(renderer, rows)
+    pad = write_tokenizer(working, renderer, token, max_length=spec.max_length, overlong=spec.overlong)
     after = rows[0].after
     kind, folded = plain_class(backbone, features, after), folded_weight(head, score)
-    if kind is not None and folded is not None and not ends_in(rows, pad):
+    if form != "custom" and kind is not None and folded is not None and not ends_in(rows, pad):
         weight, constant = folded
         write_classifier(working, kind, backbone.model, torch.from_numpy(weight), pad)
+        left_out = [name for name in [*fresh.exact, *fresh.attributes] if name != score]
+        if left_out:
+            say(f"a plain class gives {score} alone; --form custom has {', '.join(left_out)} too")
         return constant
+    if form == "plain":
+        raise ValueError(
+            f"reward {score} of head {head.name} on {'+'.join(rerun.names)} is no weight on the last token's final "
+            "state, which is all that a plain class reads; leave out --form plain"
+        )
     write_custom(
         working,
-        backbone,
+        backbone.model,
         tree,
         pad,
+        dtype=backbone.dtype,
         features=features,
         after=after,
         marker=find_marker(renderer, features, rows),
@@ -202,9 +238,11 @@ def _write(working: Path, rerun: Rerun, head: Head, tree: HeadTree, sample: Samp
 def _draw(store: Store, run: Mapping[str, Any], embeddings: Embeddings, count: int) -> list[Pending]:
     """Random responses of the run's datasets that the embedding has uncut, all of them where there are not so many.
 
-    Rows that were cut are left out: what cuts them elsewhere is not ours.
+    Of a fine-tuned backbone's own head the store may lack those; then responses of any that it has. Rows that were cut
+    are left out: what cuts them elsewhere is not ours.
     """
     names = [run[f"{kind}_dataset"] for kind in ("pairs", "attributes") if run[f"{kind}_dataset"]]
+    names = names or store.dataset_names()
     columns = ["response_id", "prompt", "response"]
     texts = {row["response_id"]: row for name in names for row in _texts(store, name, columns)}
     ids = sorted(texts)

@@ -11,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from cache.spec import COUNTS, SCALARS, EmbeddingSpec, feature_name
 from heads.saving import HeadTree
@@ -64,10 +64,11 @@ def plain_class(backbone: Backbone, features: Sequence[Mapping[str, Any]], after
 
 def write_custom(
     directory: Path,
-    backbone: Backbone,
+    base: nn.Module,
     tree: HeadTree,
     pad: int,
     *,
+    dtype: str,
     features: Sequence[Mapping[str, Any]],
     after: int,
     marker: Sequence[int],
@@ -75,9 +76,23 @@ def write_custom(
     rewards: Sequence[str],
     attributes: Sequence[str],
 ) -> None:
-    """Write the backbone and the head as our own class, and its code beside them; arguments as `RewardHeadConfig`'s."""
+    """Write the backbone and the head as our own class, and its code beside them.
+
+    Args:
+        directory: where to.
+        base: the backbone's model.
+        tree: the head.
+        pad: the padding token's id.
+        dtype: what the backbone loads in.
+        features: as in `RewardHeadConfig`, and so the others.
+        after: likewise.
+        marker: likewise.
+        score: likewise.
+        rewards: likewise.
+        attributes: likewise.
+    """
     config: Any = RewardHeadConfig(
-        backbone_config=copy.deepcopy(backbone.model.config),
+        backbone_config=copy.deepcopy(base.config),
         features=features,
         head=tree.to_json(),
         score=score,
@@ -89,9 +104,9 @@ def write_custom(
     kinds: list[tuple[Any, str]] = [(RewardHeadConfig, "AutoConfig"), (RewardHeadModel, AUTO)]
     for kind, name in kinds:
         kind.register_for_auto_class(name)
-    weights = {f"backbone.{name}": tensor for name, tensor in compact_weights(backbone.model).items()}
+    weights = {f"backbone.{name}": tensor for name, tensor in compact_weights(base).items()}
     weights |= {f"head.{name}": tensor for name, tensor in head_weights(tree).items()}
-    save_model(without_weights(RewardHeadModel, config), directory, weights, pad, dtype=backbone.dtype)
+    save_model(without_weights(RewardHeadModel, config), directory, weights, pad, dtype=dtype)
 
 
 def head_weights(tree: HeadTree, prefix: str = "") -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ class Agreement:
 def rescore_elsewhere(
     directory: Path, messages: Sequence[Any], rows: Sequence[TokenRow], *, python: str = sys.executable
 ) -> dict[str, Any]:
-    """What `pipeline.exported.rescore` finds in a fresh process, isolated from this one's paths and environment.
+    """What `pipeline.exported.rescore` finds in a fresh process, which imports nothing of this package.
 
     Args:
         directory: the exported directory.
@@ -111,7 +111,8 @@ def rescore_elsewhere(
             "starts": [row.response_start for row in rows],
         }
         source.write_text(json.dumps(asked), encoding="utf-8")
-        command = [python, "-I", rescore.__file__, str(directory.resolve()), str(source), str(target)]
+        # -P, not -I: that would also hide packages that are installed for the user, or named by PYTHONPATH.
+        command = [python, "-P", rescore.__file__, str(directory.resolve()), str(source), str(target)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]

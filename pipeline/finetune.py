@@ -23,7 +23,7 @@ from cache.store import Store
 from pipeline.backbone import Backbone, default_dtype, load_backbone
 from pipeline.checkpoints import Checkpoint, find_checkpoints
 from pipeline.finetune_loop import CHECKPOINTS, CURVES, Loop, best_of, read_curves, train
-from pipeline.finetune_model import EXTRA, RewardModel, build_model, merged
+from pipeline.finetune_model import EXTRA, RewardModel, build_model, merged, weight_groups
 from pipeline.finetune_options import FinetuneOptions, choose_hidden, choose_lora, choose_objective
 from pipeline.finetune_plan import Prepared, prepare
 from pipeline.finetuned import read_training, write_finetuned
@@ -50,9 +50,10 @@ class FinetuneSummary:
         return {"output": str(self.output), "steps": self.steps, "best_step": self.best_step, **judged}
 
 
-def finetune(options: FinetuneOptions) -> FinetuneSummary:
+def finetune(options: FinetuneOptions) -> FinetuneSummary | None:
     """Run the stage, or what is left of it.
 
+    Returns: None in the processes beside the main one.
     Raises: ValueError with what, got and fix: an option of another objective, annotations that are missing, a backbone
         that cannot be written as a sequence classifier, or an output directory of another fine-tune.
     """
@@ -61,16 +62,17 @@ def finetune(options: FinetuneOptions) -> FinetuneSummary:
     try:
         with _only_main_speaks(accelerator):
             prepared = prepare(options, objective, accelerator)
-            known = _known(options.output, prepared.plan)
-            if known is not None:
+            summary = _known(options.output, prepared.plan)
+            if summary is not None:
                 say(f"{options.output} is complete; nothing is left to do")
-                return known
-            kept = _train(options, prepared, accelerator)
-            if accelerator.is_main_process:
-                _write(options, prepared, kept)
-            accelerator.wait_for_everyone()
-            best = best_of(kept)
-            return FinetuneSummary(options.output, prepared.settings.steps, best.step, best.content["valid"])
+            else:
+                kept = _train(options, prepared, accelerator)
+                if accelerator.is_main_process:
+                    _write(options, prepared, kept)
+                accelerator.wait_for_everyone()
+                best = best_of(kept)
+                summary = FinetuneSummary(options.output, prepared.settings.steps, best.step, best.content["valid"])
+            return summary if accelerator.is_main_process else None
     finally:
         accelerator.end_training()
 
@@ -78,8 +80,8 @@ def finetune(options: FinetuneOptions) -> FinetuneSummary:
 def _train(options: FinetuneOptions, prepared: Prepared, accelerator: "Accelerator") -> list[Checkpoint]:
     """Take the steps that are left; the checkpoints that are kept."""
     model = _build(options, prepared, prepared.backbone)
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=prepared.settings.lr, weight_decay=prepared.settings.weight_decay)
+    groups = weight_groups(model, prepared.settings.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=prepared.settings.lr)
     ready, optimizer = accelerator.prepare(model, optimizer)
     if model.lm_head is not None:
         model.lm_head = model.lm_head.to(accelerator.device)
@@ -95,12 +97,21 @@ def _train(options: FinetuneOptions, prepared: Prepared, accelerator: "Accelerat
         settings=prepared.settings,
         pad=_pad(prepared.backbone),
     )
-    return train(loop, options.output, prepared.plan)
+    try:
+        return train(loop, options.output, prepared.plan)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"the device ran out of memory at {prepared.settings.token_budget:,} tokens at once; lower --token-budget, "
+            "train adapters (--lora RANK), or leave --recompute on; the same command goes on from the last checkpoint"
+        ) from error
 
 
 def _write(options: FinetuneOptions, prepared: Prepared, kept: list[Checkpoint]) -> None:
     """Write the best checkpoint's weights as a backbone with its head."""
     best = best_of(kept)
+    if best.step == 0:
+        start = f"the head {options.init} on it" if options.init else "a head as it starts out"
+        say(f"WARNING: no step had less held-out loss than none; what is kept is the backbone as it was, and {start}")
     # Loaded again: the trained one may be sharded over processes, and on a GPU.
     again = load_backbone(
         options.backbone, revision=options.backbone_revision, device="cpu", dtype="float32", lm_head=False
@@ -114,7 +125,8 @@ def _write(options: FinetuneOptions, prepared: Prepared, kept: list[Checkpoint])
     store = Store(options.store)
     fitted = sorted(trained_prompts(store, store.run(options.init))) if options.init else []
     seen = list(dict.fromkeys([*already, *fitted, *_seen(prepared)]))
-    write_finetuned(options.output, merged(model), head, prepared.renderer, prepared.texts.rows, seen, record)
+    rows, pad = prepared.texts.rows, prepared.pad
+    write_finetuned(options.output, merged(model), head, prepared.renderer, rows, pad, seen, record)
     say(
         f"{options.output}: the weights of step {best.step:,}; "
         f"`pipeline embed DATASET --backbone {options.output}` takes it from here"
@@ -139,12 +151,23 @@ def _build(options: FinetuneOptions, prepared: Prepared, backbone: Backbone) -> 
 def _accelerator(options: FinetuneOptions) -> "Accelerator":
     """What shares the work among processes and devices, as `accelerate launch` says or alone."""
     try:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedType
     except ImportError as error:
         raise ValueError(f"fine-tuning needs accelerate, which is not installed; run: {EXTRA}") from error
     on_cpu = options.device == "cpu" or not torch.cuda.is_available()
     dtype = options.dtype or default_dtype("cpu" if on_cpu else "cuda")
-    return Accelerator(cpu=on_cpu, mixed_precision={"bfloat16": "bf16", "float32": "no"}[dtype])
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision={"bfloat16": "bf16", "float32": "no"}[dtype])
+    if accelerator.distributed_type == DistributedType.FSDP:
+        shard_float32(accelerator.state.fsdp_plugin)
+    return accelerator
+
+
+def shard_float32(plugin: Any) -> None:  # noqa: ANN401 - a plugin of accelerate
+    """Have sharded weights gathered, and gradients added up, in float32; autocast does the rest, as in one process.
+
+    Accelerate would have both in bfloat16, the heads' too, which compute in float32.
+    """
+    plugin.mixed_precision_policy = None
 
 
 @contextmanager

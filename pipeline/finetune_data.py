@@ -19,10 +19,12 @@ from cache.views import TrainingView
 from heads.smorm import joint_batches
 from heads.training import shuffled
 from pipeline.fit_data import FitData, with_attributes
-from pipeline.render import Renderer, TokenRow, fit_length
+from pipeline.render import Renderer, TokenRow
+from pipeline.windows import Pending, tokenise
 
 Numbers = NDArray[np.int64]
 ENCODED_AT_ONCE = 512
+SAMPLE = 64
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ class Texts:
         data: pairs, attributes and prompts as indices into `rows`; the view's features are (n, 0).
         prompt_ids: the prompts of all responses of the datasets, of those without a row too.
         cut: how many rows were shortened to the longest length.
+        sample: some of the conversations, the first among them.
     """
 
     rows: list[TokenRow]
     data: FitData
     prompt_ids: tuple[str, ...]
     cut: int
+    sample: list[Pending]
 
     @property
     def lengths(self) -> Numbers:
@@ -80,12 +84,13 @@ class Batches:
     """The batches of training, by step.
 
     Every epoch passes over all pairs and annotated rows in an order of its own; with both kinds, an epoch has as many
-    steps as the longer of the two streams needs (`heads.smorm.joint_batches`).
+    steps as the longer of the two streams needs, and the shorter is spread over them (`heads.smorm.joint_batches`). The
+    weight of neither term depends on that: each is a mean over its own share of the batch.
 
     Attributes:
         pairs: numbers of the pairs to train on (D_S).
         annotated: numbers of the annotated rows to train on (D_M); empty where the objective does not use them.
-        size: pairs, and annotated rows, in a batch.
+        size: pairs in a batch, or annotated rows where there are more of them than pairs.
         seed: draws the orders.
     """
 
@@ -132,13 +137,20 @@ def gather_texts(
     Raises: ValueError for a row that is too long where `overlong` is "error", or an attribute that there is not.
     """
     known = [dataset for dataset in datasets.values() if dataset is not None]
-    columns = ["response_id", "prompt_id", "prompt", "response"]
+    columns = ["response_id", "prompt", "response", "prompt_id"]
     responses = pa.concat_tables([dataset["responses"].select(columns) for dataset in known])
-    texts = {key: texts for key, *texts in zip(*responses.to_pydict().values(), strict=True)}
-    rows, cut = _tokenise(texts, renderer, max_length=max_length, overlong=overlong)
+    texts, prompt_of = dict[str, Pending](), dict[str, str]()
+    for key, prompt, response, prompt_id in zip(*responses.to_pydict().values(), strict=True):
+        texts[key], prompt_of[key] = Pending(key, prompt, response), prompt_id
+    asked, rows, cut = list(texts.values()), dict[str, TokenRow](), 0
+    for start in range(0, len(asked), ENCODED_AT_ONCE):
+        part = asked[start : start + ENCODED_AT_ONCE]
+        window = tokenise(part, renderer, max_length=max_length, overlong=overlong)
+        rows |= zip(window.ids, window.rows, strict=True)
+        cut += sum(lost > 0 for lost in window.cut)
     ids = pa.array(list(rows), pa.string())
     prompts: dict[str, int] = {}
-    numbers = [prompts.setdefault(texts[key][0], len(prompts)) for key in rows]
+    numbers = [prompts.setdefault(prompt_of[key], len(prompts)) for key in rows]
     pairs, margins, _ = pairs_as_rows(datasets["pairs"], ids)
     names, scores = attributes_as_columns(datasets["attributes"], ids)
     kept = list(rows.values())
@@ -152,7 +164,8 @@ def gather_texts(
         lengths=np.array([len(row) - row.after - row.response_start for row in kept], dtype=np.float32),
     )
     data = FitData(with_attributes(view, use), tuple(prompts), len(texts) - len(rows))
-    return Texts(kept, data, tuple(dict.fromkeys(prompt for prompt, *_ in texts.values())), cut)
+    sample = asked[:: max(1, len(asked) // SAMPLE)][:SAMPLE]
+    return Texts(kept, data, tuple(dict.fromkeys(prompt_of.values())), cut, sample)
 
 
 def share_out(
@@ -179,30 +192,6 @@ def share_out(
     shortest = units[-1].rows[:1]
     nothing = np.empty(0, dtype=np.int64)
     return [share + [Micro(shortest, nothing, nothing)] * (most - len(share)) for share in shares]
-
-
-def _tokenise(
-    texts: Mapping[str, Sequence[str]], renderer: Renderer, *, max_length: int, overlong: str
-) -> tuple[dict[str, TokenRow], int]:
-    """The rows that are kept, by response id, and how many of them were cut."""
-    rows: dict[str, TokenRow] = {}
-    cut = 0
-    keys = list(texts)
-    bos = renderer.bos != "none"
-    for start in range(0, len(keys), ENCODED_AT_ONCE):
-        part = keys[start : start + ENCODED_AT_ONCE]
-        whole = renderer.encode([(texts[key][1], texts[key][2]) for key in part])
-        for key, row in zip(part, whole, strict=True):
-            fitted = fit_length(row, max_length=max_length, overlong=overlong, bos=bos)
-            if fitted is not None:
-                rows[key] = fitted
-                cut += len(fitted) < len(row)
-            elif overlong == "error":
-                raise ValueError(
-                    f"response {key} has {len(row)} tokens, more than --max-length {max_length}; "
-                    "raise it, or choose --overlong left, right or drop"
-                )
-    return rows, cut
 
 
 def _units(batch: Batch, pairs: Numbers) -> list[Micro]:

@@ -219,7 +219,7 @@ class Loop:
         chosen = np.unique(self.texts.data.view.pairs[part.pairs, 0]) if self.objective.alpha else part.rows[:0]
         texts = np.searchsorted(part.rows, chosen).tolist()
         inputs = Inputs.of(rows, self.pad, self.accelerator.device, texts=texts)
-        return Outputs(*self.model(*inputs))
+        return Outputs(*self.model(*inputs.arguments()))
 
     def _given(self, part: Micro) -> Given:
         view = self.texts.data.view
@@ -242,7 +242,7 @@ class Loop:
         for start in range(0, len(parts), count):  # every process runs a part each time round, the last ones again
             part = parts[min(start + rank, len(parts) - 1)]
             chosen = [self.texts.rows[number] for number in rows[part].tolist()]
-            scores = self.model(*Inputs.of(chosen, self.pad, self.accelerator.device))[0]
+            scores = self.model(*Inputs.of(chosen, self.pad, self.accelerator.device).arguments())[0]
             if start + rank < len(parts):
                 table[part] = scores.float()
         self.model.train()

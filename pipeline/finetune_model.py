@@ -46,7 +46,10 @@ class RewardHeads(nn.Module):
     """Rewards, and attributes in standardised units, from states: (r, d) -> (r, rewards + k)."""
 
     def __init__(self, dim: int, *, rewards: int, hidden: int, attributes: int) -> None:
-        """Start at 0, as there is nothing to unlearn then; an MLP's layers start as nn.Linear's.
+        """Start at 0, as there is nothing to unlearn then; an MLP's layers and two rewards start as nn.Linear's.
+
+        A correlation and a cosine of rewards that are all 0 have gradients of 1 / eps, beside which cutting the norm
+        leaves nothing of any other term.
 
         Args:
             dim: d.
@@ -59,7 +62,7 @@ class RewardHeads(nn.Module):
         self.reward: nn.Module = nn.Linear(dim, rewards, bias=False)
         if hidden:
             self.reward = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, 1))
-        else:
+        elif rewards == 1:
             nn.init.zeros_(self.rows)
         self.attributes = nn.Linear(dim, attributes) if attributes else None
         if self.attributes is not None:
@@ -109,6 +112,7 @@ class RewardModel(nn.Module):
         """Take the parts. The LM head is no parameter: it stays as it was."""
         super().__init__()
         self.base, self.heads, self.lm_head = base, heads, lm_head
+        self._no_split_modules = getattr(base, "_no_split_modules", None)  # what is sharded by itself (FSDP)
 
     def forward(
         self, ids: Tensor, mask: Tensor, last: Tensor, text_at: Tensor, text_ids: Tensor, text_rows: Tensor
@@ -164,9 +168,9 @@ class Inputs:
         last = torch.tensor([len(row) - 1 for row in rows])
         return cls(*(tensor.to(device) for tensor in (ids, mask, last, *text)))
 
-    def __iter__(self) -> "Any":  # noqa: ANN401 - an iterator over the fields
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The fields in order, as `RewardModel.forward` takes them."""
-        return iter((self.ids, self.mask, self.last, self.text_at, self.text_ids, self.text_rows))
+        return self.ids, self.mask, self.last, self.text_at, self.text_ids, self.text_rows
 
 
 def build_model(
@@ -210,6 +214,14 @@ def build_model(
     if recompute:
         _keep_less(backbone.model)
     return RewardModel(base, heads, lm_head)
+
+
+def weight_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """What is trained, for AdamW: only matrices decay, as `heads.training` has it; norms and biases set a scale."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    matrices, others = ([weight for weight in trained if (weight.ndim >= 2) is decays] for decays in (True, False))
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def merged(model: RewardModel) -> nn.Module:

@@ -45,7 +45,8 @@ class FinetuneOptions:
         init: run of a head `linear` on this backbone's final state to start the reward from; None starts it at 0.
         lora: rank of LoRA adapters; None trains every weight.
         lora_alpha: LoRA's scale times the rank; None is twice the rank.
-        batch_size: pairs, and for smorm annotated responses, in a step.
+        batch_size: pairs in a step; for smorm, of pairs or annotated responses, whichever there are more of. The others
+            are spread over the same steps.
         epochs: passes over the training data.
         steps: at most so many steps.
         lr: AdamW's learning rate at its highest.
@@ -126,6 +127,8 @@ def choose_objective(options: FinetuneOptions) -> Objective:
             raise ValueError(f"objective {name} is trained on {kind}; give --{kind} DATASET")
         if kind not in NEEDS[name] and given is not None:
             raise ValueError(f"objective {name} does not use {kind}; leave out --{kind} {given}")
+    if options.use and "attributes" not in NEEDS[name]:
+        raise ValueError(f"objective {name} does not use attributes; leave out --use {','.join(options.use)}")
     own = {
         option: value if (value := getattr(options, option)) is not None else default
         for option, default in OWN[name].items()

@@ -21,16 +21,17 @@ from heads.attributes import AttributeScale
 from heads.linear import Linear
 from heads.requirements import require_attributes, require_pairs
 from pipeline.backbone import Backbone, load_backbone
-from pipeline.classifier import classifier_class
+from pipeline.classifier import check_tokenizer, choose_pad, classifier_class, ends_in
 from pipeline.embed import EmbedOptions, choose_max_length
 from pipeline.finetune_data import Batch, Batches, Texts, gather_texts
 from pipeline.finetune_loop import Settings
 from pipeline.finetune_loss import NEEDS, Objective
-from pipeline.finetune_options import FinetuneOptions, choose_hidden
+from pipeline.finetune_options import FinetuneOptions, choose_hidden, choose_lora
 from pipeline.fit_data import Source, Split, check_split
 from pipeline.progress import say
 from pipeline.render import Renderer
 from pipeline.sources import read_datasets
+from pipeline.windows import say_cut, show_row
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -55,6 +56,7 @@ class Prepared:
         held: what is evaluated on.
         settings: how the optimizer goes.
         start: what the reward's weight starts from; shape (d,); None is 0.
+        pad: the padding token of what is written.
         plan: everything that the result depends on, as JSON.
     """
 
@@ -69,13 +71,14 @@ class Prepared:
     held: Batch
     settings: Settings
     start: Tensor | None
+    pad: str
     plan: Mapping[str, Any]
 
 
 def prepare(options: FinetuneOptions, objective: Objective, accelerator: "Accelerator") -> Prepared:
     """Read the data and load the backbone; everything that can be refused is refused here."""
     datasets = _datasets(options, accelerator)
-    say(f"loading {options.backbone} to train it on {accelerator.device.type} in {_precision(accelerator)}")
+    say(f"loading {options.backbone} to train it on {accelerator.device.type} in {precision(accelerator)}")
     backbone = load_backbone(
         options.backbone,
         revision=options.backbone_revision,
@@ -83,11 +86,16 @@ def prepare(options: FinetuneOptions, objective: Objective, accelerator: "Accele
         dtype="float32",
         lm_head=bool(objective.alpha),
     )
+    tokenizer = backbone.tokenizer_hash  # before it is used: use can change the serialisation
     check_architecture(backbone.model.config)
     renderer = Renderer.of(backbone.tokenizer, options.template)
-    max_length = choose_max_length(options.max_length, backbone)
-    texts = gather_texts(datasets, renderer, max_length=max_length, overlong=options.overlong, use=options.use)
+    cut = {"max_length": choose_max_length(options.max_length, backbone), "overlong": options.overlong}
+    reading = {"tokenizer": tokenizer, "template_sha256": renderer.sha256, **cut}
     split = Split(options.test_share, options.valid_share, options.split_seed)
+    start = _start(options, backbone, split, reading)
+    texts = gather_texts(datasets, renderer, **cut, use=options.use)
+    _show(texts, renderer, **cut)
+    pad = _choose_pad(texts, renderer)
     check_split(texts.data, Source((), options.pairs, options.attributes), split, seeds=1)
     training, holding = split.sides(texts.data, options.seed)
     scale, targets = _standardise(texts, training, objective)
@@ -97,14 +105,14 @@ def prepare(options: FinetuneOptions, objective: Objective, accelerator: "Accele
     batches = Batches(ours.pairs, ours.annotated, options.batch_size, options.seed)
     held = _fewer(_inside(texts, holding), texts, options.valid_pairs)
     settings = _settings(options, batches.per_epoch, accelerator.device.type)
-    plan = _plan(options, objective, backbone, renderer, datasets, settings, max_length)
+    chosen = {**reading, "dtype": precision(accelerator), "attributes_used": list(scale.names) if scale else []}
+    plan = _plan(options, objective, backbone, renderer, datasets, settings, chosen, split)
     say(
         f"{len(ours.pairs):,} pairs and {len(ours.annotated):,} annotated responses to train on, "
         f"{len(held.pairs):,} and {len(held.annotated):,} to evaluate on; {settings.steps:,} steps"
     )
-    start = _start(options, backbone)
     return Prepared(
-        objective, backbone, renderer, datasets, texts, scale, targets, batches, held, settings, start, plan
+        objective, backbone, renderer, datasets, texts, scale, targets, batches, held, settings, start, pad, plan
     )
 
 
@@ -117,10 +125,34 @@ def check_architecture(config: Any) -> None:  # noqa: ANN401 - a configuration o
         )
 
 
-def _start(options: FinetuneOptions, backbone: Backbone) -> Tensor | None:
+def _show(texts: Texts, renderer: Renderer, *, max_length: int, overlong: str) -> None:
+    """Show a row as the model sees it, and say what the over-long policy did."""
+    show_row(texts.sample[0], renderer)
+    say_cut(texts.cut, texts.data.left_out, max_length=max_length, overlong=overlong)
+
+
+def _choose_pad(texts: Texts, renderer: Renderer) -> str:
+    """The token to pad with. Raises ValueError if what is written would read rows otherwise than training does."""
+    pad = choose_pad(renderer, texts.rows)
+    if ends_in(texts.rows, renderer.tokenizer.convert_tokens_to_ids(pad)):
+        raise ValueError(
+            "this tokenizer has no token to pad with that rows do not end in; give it a padding token of its own"
+        )
+    check_tokenizer(renderer, [(row.prompt, row.response) for row in texts.sample], pad)
+    return pad
+
+
+def _start(options: FinetuneOptions, backbone: Backbone, split: Split, reading: Mapping[str, Any]) -> Tensor | None:
     """The weight (d,) of the frozen head to start from: a linear probe first, then all weights (arXiv:2202.10054).
 
-    Raises: ValueError if the run is no such head, or of another backbone.
+    Args:
+        options: with `init`.
+        backbone: that is to be trained.
+        split: which prompts are held out. A head that was fitted on some of them would be judged too well, and what it
+            starts be taken for the best.
+        reading: how rows are read, by the spec's names for it.
+
+    Raises: ValueError if the run is no such head, of another backbone, or fitted on other rows or prompts.
     """
     if options.init is None:
         return None
@@ -136,11 +168,20 @@ def _start(options: FinetuneOptions, backbone: Backbone) -> Tensor | None:
     spec = store.embeddings(run["embedding"]).spec
     if spec.weights != backbone.weights:
         raise ValueError(f"run {options.init} was fitted on another backbone, {spec.backbone}; fit one on this")
+    theirs = {"split": run["split"], "seed": run["seed"], **{name: getattr(spec, name) for name in reading}}
+    for name, value in {"split": asdict(split), "seed": options.seed, **reading}.items():
+        if theirs[name] != value:
+            why = "it has seen prompts that this is judged on" if name in ("split", "seed") else "it read other rows"
+            raise ValueError(
+                f"run {options.init} was fitted with {name} {theirs[name]}, not {value}: {why}; fit one as this "
+                "fine-tune is, or fine-tune as it was"
+            )
     return torch.from_numpy(Linear.load(store.run_directory(options.init)).folded_weight)
 
 
-def _precision(accelerator: "Accelerator") -> str:
-    return {"bf16": "bfloat16, weights in float32"}.get(accelerator.mixed_precision, "float32")
+def precision(accelerator: "Accelerator") -> str:
+    """What is computed in; weights are float32 in any case."""
+    return {"bf16": "bfloat16", "no": "float32"}[accelerator.mixed_precision]
 
 
 def _datasets(options: FinetuneOptions, accelerator: "Accelerator") -> dict[str, Dataset | None]:
@@ -182,7 +223,7 @@ def _inside(texts: Texts, rows: NDArray[np.bool_]) -> Batch:
 
 
 def _fewer(held: Batch, texts: Texts, most: int) -> Batch:
-    """At most so many pairs and annotated rows, whole prompts drawn by hash."""
+    """At most so many pairs and annotated rows, prompt by prompt in an order by hash."""
     view = texts.data.view
     turn = uniform(texts.data.prompt_ids, "finetune")
     pairs = held.pairs[np.argsort(turn[view.prompts[view.pairs[held.pairs, 0]]], kind="stable")]
@@ -207,27 +248,28 @@ def _settings(options: FinetuneOptions, per_epoch: int, device: str) -> Settings
 
 def _plan(
     options: FinetuneOptions,
-    prepared_objective: Objective,
+    objective: Objective,
     backbone: Backbone,
     renderer: Renderer,
     datasets: Mapping[str, Dataset | None],
     settings: Settings,
-    max_length: int,
+    chosen: Mapping[str, Any],
+    split: Split,
 ) -> dict[str, Any]:
-    """Everything that the result depends on but for rounding: what a resumed run must share with its beginning."""
+    """Everything that the result depends on but for rounding: what a resumed run must share with its beginning.
+
+    What was left to a default stands in it as it was `chosen`, so that another device's default is another plan.
+    """
+    lora = choose_lora(options)
     plan: dict[str, Any] = {
         "backbone": backbone.name,
         "weights": backbone.weights,
-        "tokenizer": backbone.tokenizer_hash,
         "template": renderer.name,
-        "template_sha256": renderer.sha256,
-        "max_length": max_length,
-        "overlong": options.overlong,
-        "objective": asdict(prepared_objective),
-        "reward_hidden": options.reward_hidden,
+        **chosen,
+        "objective": asdict(objective),
+        "reward_hidden": choose_hidden(options),
         "init": options.init,
-        "lora": options.lora,
-        "lora_alpha": options.lora_alpha,
+        "lora": asdict(lora) if lora else None,
     }
     for kind, dataset in datasets.items():
         plan[f"{kind}_dataset"] = dataset.name if dataset else None
@@ -235,10 +277,8 @@ def _plan(
     own = {name: value for name, value in asdict(settings).items() if name != "token_budget"}
     return {
         **plan,
-        "attributes_used": list(options.use),
-        "split": asdict(Split(options.test_share, options.valid_share, options.split_seed)),
+        "split": asdict(split),
         "batch_size": options.batch_size,
         "valid_pairs": options.valid_pairs,
-        "dtype": options.dtype,
         **own,
     }

@@ -29,15 +29,16 @@ from cache.store import Store
 from heads.given import reward_row
 from heads.protocol import Head
 from heads.registry import load_head
+from heads.saving import read_tree
 from pipeline.backbone import resolve
-from pipeline.classifier import classifier_class, ends_in, whole_template, write_classifier, write_tokenizer
+from pipeline.classifier import classifier_class, whole_template, write_classifier, write_tokenizer
 from pipeline.progress import say
 from pipeline.render import Renderer, TokenRow
 
 HEAD, WRITING = "head", ".writing."
 KIND = "finetuned"  # what the names of its runs begin with
 PROOF_ROWS = 8
-TOLERANCE = 1e-3  # of plain transformers' scores, relative to the largest
+TOLERANCE = 1e-3  # of plain transformers' scores, relative to the standard deviation of those that were trained
 
 
 def write_finetuned(
@@ -46,13 +47,14 @@ def write_finetuned(
     head: Head,
     renderer: Renderer,
     rows: Sequence[TokenRow],
+    pad: str,
     prompt_ids: Sequence[str],
     record: Mapping[str, Any],
 ) -> None:
     """Write a fine-tuned backbone; finetune.json comes last, so its presence means that the directory is whole.
 
-    A head of one row of weights becomes the `score` of transformers' classifier. With any other the directory holds the
-    backbone alone, and `pipeline export` writes a class of its own for both.
+    A head of one row of weights becomes the `score` of transformers' classifier. With any other the directory brings
+    the class that `pipeline export` writes, with backbone and head in it; `load_backbone` takes the one out of both.
 
     Args:
         directory: where to.
@@ -60,6 +62,7 @@ def write_finetuned(
         head: what was trained with it.
         renderer: as it was trained.
         rows: some of the rows it was trained for; what was written must score them as base and head do.
+        pad: the token to pad with, which no row ends in.
         prompt_ids: what it has seen.
         record: for finetune.json.
 
@@ -70,18 +73,14 @@ def write_finetuned(
     working = directory / f"{WRITING}{os.getpid()}"
     working.mkdir(parents=True)
     try:
-        pad = write_tokenizer(
-            working, renderer, rows, max_length=int(record["max_length"]), overlong=record["overlong"]
-        )
-        if ends_in(rows, pad):
-            raise ValueError(
-                "this tokenizer has no token to pad with that rows do not end in; give it a padding token of its own"
-            )
-        with redirect_stderr(io.StringIO()):  # progress bars that no option turns off
-            _write_model(working, base, reward_row(head), pad)
-        difference = _largest_difference(working, base, head, rows, plain=reward_row(head) is not None)
+        cut = {"max_length": int(record["max_length"]), "overlong": record["overlong"]}
+        pad_id = write_tokenizer(working, renderer, pad, **cut)
         (working / HEAD).mkdir()
         head.save(working / HEAD)
+        layer = int(record["layer"])
+        with redirect_stderr(io.StringIO()):  # progress bars that no option turns off
+            kind = _write_model(working, base, head, pad_id, layer)
+        difference = _largest_difference(working, kind, base, head, rows)
         write_table(working / SEEN, pa.table({"prompt_id": pa.array(prompt_ids, pa.string())}))
         (directory / TRAINING).unlink(missing_ok=True)
         shutil.rmtree(directory / HEAD, ignore_errors=True)
@@ -161,40 +160,50 @@ def _run(store: Store, embeddings: Embeddings, head: Head, record: Mapping[str, 
     }
 
 
-def _write_model(directory: Path, base: Any, row: Tensor | None, pad: int) -> None:  # noqa: ANN401
-    """The weights and config.json: transformers' classifier with this row, or the backbone alone without one."""
+def _write_model(directory: Path, base: Any, head: Head, pad: int, layer: int) -> Any:  # noqa: ANN401 - of transformers
+    """The weights and config.json; returns the class: transformers' classifier, or ours where the head is no row."""
+    row = reward_row(head)
     if row is None:
-        base.config.pad_token_id = pad
-        base.save_pretrained(directory)
-        return
+        from pipeline.export_files import RewardHeadModel, write_custom
+
+        write_custom(
+            directory,
+            base,
+            read_tree(directory / HEAD),
+            pad,
+            dtype="float32",
+            features=[{"layer": layer, "pool": "last", "norm": None}],
+            after=0,
+            marker=[],
+            score="reward",
+            rewards=["reward"],
+            attributes=[],
+        )
+        return RewardHeadModel
     kind = classifier_class(base.config)
     assert kind is not None, "a backbone that `prepare` had to refuse"
     write_classifier(directory, kind, base, row, pad)
+    return kind
 
 
 @torch.no_grad()
-def _largest_difference(directory: Path, base: Any, head: Head, rows: Sequence[TokenRow], *, plain: bool) -> float:  # noqa: ANN401
+def _largest_difference(directory: Path, kind: Any, base: Any, head: Head, rows: Sequence[TokenRow]) -> float:  # noqa: ANN401
     """How far the scores of what was written are from those of what was trained; a constant apart does not count.
 
     Raises: ValueError if it is more than rounding.
     """
-    from transformers import AutoModel, AutoModelForSequenceClassification
-
     base.eval()
     sample = [torch.from_numpy(row.ids).long()[None] for row in rows[:PROOF_ROWS]]
     trained = torch.from_numpy(head.score(torch.cat([_last_state(base, ids) for ids in sample]).numpy()))
-    if plain:
-        again = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
-        pad = again.config.get_text_config().pad_token_id
-        longest = max(ids.shape[1] for ids in sample)
-        ids = torch.cat([nn.functional.pad(one, (0, longest - one.shape[1]), value=pad) for one in sample])
-        mask = torch.cat([nn.functional.pad(torch.ones_like(one), (0, longest - one.shape[1])) for one in sample])
-        written = again(input_ids=ids, attention_mask=mask).logits[:, 0]
-    else:
-        again = AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
-        written = torch.from_numpy(head.score(torch.cat([_last_state(again, ids) for ids in sample]).numpy()))
+    again = kind.from_pretrained(directory, dtype=torch.float32).eval()
+    pad = again.config.get_text_config().pad_token_id
+    longest = max(ids.shape[1] for ids in sample)
+    ids = torch.cat([nn.functional.pad(one, (0, longest - one.shape[1]), value=pad) for one in sample])
+    mask = torch.cat([nn.functional.pad(torch.ones_like(one), (0, longest - one.shape[1])) for one in sample])
+    written = again(input_ids=ids, attention_mask=mask).logits[:, 0]
     difference = ((written - written.mean()) - (trained - trained.mean())).abs().max()
-    worst = float(difference / trained.abs().max().clamp_min(1e-6))  # all are 0 if no step was better than none
+    # The spread and not the size: a constant that all share says nothing. It is 0 if no step was better than none.
+    worst = float(difference / trained.std(correction=0).clamp_min(1e-6))
     if not worst <= TOLERANCE:
         raise ValueError(
             f"plain transformers scores what was written otherwise than it was trained: by {worst:.1e} relative "

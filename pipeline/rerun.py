@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from cache.spec import COUNTS, NAMES, SCALARS, EmbeddingSpec, feature_name
 from cache.vectors import RMS, Scalars
-from pipeline.backbone import Backbone, default_device, load_backbone
-from pipeline.budget import TokenBudget
-from pipeline.embed import PART_ROWS, TOKEN_BUDGET
+from pipeline.backbone import Backbone, choose_device, load_backbone
+from pipeline.embed import PART_ROWS, choose_budget
 from pipeline.forward import Extractor, Features, choose_path, stored
 from pipeline.packing import ATTENTION
 from pipeline.progress import Progress, say
@@ -77,10 +76,8 @@ class Rerun:
 
         Raises: ValueError if the backbone or template cannot be had, or is not what the embedding was made with.
         """
-        if device == "cuda" and default_device() != "cuda":
-            raise ValueError("--device cuda: torch sees no GPU here; leave the option out, or install torch with CUDA")
         kind, _, commit = spec.weights.partition(":")
-        device, dtype = device or default_device(), dtype or spec.compute_dtype
+        device, dtype = choose_device(device), dtype or spec.compute_dtype
         name, scalars = backbone or spec.backbone, tuple(name for name in SCALARS if name in names)
         say(f"loading {name} on {device} in {dtype}")
         loaded = load_backbone(
@@ -95,7 +92,7 @@ class Rerun:
         _refuse_changes(spec, loaded, tokenizer, renderer)
         packed, decoder = choose_path(loaded, share=spec.attention == ATTENTION)
         layers, pool = _needed(spec, names)
-        budget = TokenBudget(TOKEN_BUDGET[device], grows=device == "cuda")
+        budget = choose_budget(device)
         extractor = Extractor(loaded, layers, pool, budget, packed=packed, decoder=decoder, scalars=scalars)
         return cls(spec, tuple(names), extractor, renderer)
 

@@ -148,7 +148,7 @@ class Scorer:
     def score_dataset(self, dataset: Dataset) -> Scored:
         """What the head says of every response of a dataset, in its order."""
         ids = dataset["responses"]["response_id"].to_pylist()
-        cached = self._embeddings.positions(ids) >= 0
+        cached = np.array([key in self._embeddings for key in ids], dtype=bool)
         features, there = self._features(dataset, ids, cached)
         features[there] = kept = self._centred(features[there], dataset["responses"]["prompt_id"].filter(there))
 
@@ -194,7 +194,8 @@ class Scorer:
         columns: dict[str, NDArray[np.floating]] = {f"p_win_{name}" if several else "p_win": p[name] for name in p}
         columns["margin"] = scored.reward[numbers[:, 0]] - scored.reward[numbers[:, 1]]
         if isinstance(self.head, Uncertain):
-            columns["margin_sd"] = self.head.margin_sd(*(scored.features[rows[side]] for side in SIDES))
+            margin_sd = self.head.margin_sd(*(scored.features[rows[side]] for side in SIDES))
+            columns["margin_sd"] = np.where(np.isnan(columns["margin"]), np.nan, margin_sd)  # a side that was dropped
         for side in SIDES:
             columns |= {f"{side}_{name}": values[rows[side]] for name, values in scored.columns().items()}
         table = pa.table({side: dataset["responses"]["response"].take(pa.array(rows[side])) for side in SIDES})
@@ -269,15 +270,20 @@ def read_conversations(source: str, store: Store, *, format: str | None) -> Data
     """A file's or standard input's conversations, or a dataset of the store; nothing is written."""
     if source in store.dataset_names() and not Path(source).exists():
         return store.dataset(source)
-    if source == "-":
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "stdin.json"  # under this name both a JSON list and JSON lines are read
-            path.write_bytes(sys.stdin.buffer.read())
-            dataset = read_source(str(path), format=format)
-    else:
-        dataset = read_source(source, format=format)
+    dataset = _read_standard_input(format) if source == "-" else read_source(source, format=format)
     show_dataset(dataset)
     return dataset
+
+
+def _read_standard_input(format: str | None) -> Dataset:
+    """What stands on standard input. Raises ValueError that names it, and not the file that it is kept in."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stdin.json"  # under this name both a JSON list and JSON lines are read
+        path.write_bytes(sys.stdin.buffer.read())
+        try:
+            return read_source(str(path), format=format)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), "standard input")) from error
 
 
 def one_run(store: Store, name: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from cache.verify import (
 from heads.registry import load_head
 from heads.saving import saved_name
 from pipeline import likelihood
-from pipeline.backbone import Backbone, default_device, hub_commit, load_backbone
+from pipeline.backbone import Backbone, choose_device, hub_commit, load_backbone
 from pipeline.forward import TOLERANCE, Extractor, choose_path
 from pipeline.packing import ATTENTION
 from pipeline.progress import say
@@ -161,8 +161,7 @@ def _open(store: Store, fingerprint: str) -> Embeddings | None:
 
 def _check_options(options: VerifyOptions, specs: Sequence[EmbeddingSpec]) -> None:
     """One backbone or template cannot stand for several: the others would all look changed."""
-    if options.device == "cuda" and default_device() != "cuda":
-        raise ValueError("--device cuda: torch sees no GPU here; leave the option out, or install torch with CUDA")
+    choose_device(options.device)
     given = {
         "--backbone": (options.backbone or options.backbone_revision, {spec.weights for spec in specs}),
         "--template": (options.template, {spec.template_sha256 for spec in specs}),
@@ -220,7 +219,7 @@ def _check_vectors(
 
     for (name, revision, dtype, lm_head), members in groupby(sorted(opened, key=source), source):
         try:
-            loaded = _load(name, revision or None, dtype, options.device or default_device(), lm_head=lm_head)
+            loaded = _load(name, revision or None, dtype, choose_device(options.device), lm_head=lm_head)
         except ValueError as error:
             if options.backbone:
                 raise

@@ -15,6 +15,7 @@ from cache.records import Dataset
 from cache.spec import EmbeddingSpec
 from cache.vectors import Scalars, Vectors
 from pipeline.forward import Extractor, Features, stored
+from pipeline.progress import say
 from pipeline.render import Renderer, TokenRow, fit_length
 
 
@@ -140,11 +141,17 @@ def count(
 
 
 def encode(window: Sequence[Pending], renderer: Renderer, spec: EmbeddingSpec) -> Window:
-    """Tokenise a window and apply the over-long policy."""
+    """Tokenise a window as a spec says."""
+    return tokenise(window, renderer, max_length=spec.max_length, overlong=spec.overlong)
+
+
+def tokenise(window: Sequence[Pending], renderer: Renderer, *, max_length: int, overlong: str) -> Window:
+    """Tokenise a window and apply the over-long policy. Raises ValueError for a long row where that says "error"."""
+    bos = renderer.bos != "none"
     found = Window(window, [], [], [], [], {})
     whole = renderer.encode([(row.prompt, row.response) for row in window])
     for pending, row in zip(window, whole, strict=True):
-        fitted = fit_length(row, max_length=spec.max_length, overlong=spec.overlong, bos=spec.bos != "none")
+        fitted = fit_length(row, max_length=max_length, overlong=overlong, bos=bos)
         if fitted is not None:
             lost = len(row) - len(fitted)
             found.ids.append(pending.response_id)
@@ -152,14 +159,33 @@ def encode(window: Sequence[Pending], renderer: Renderer, spec: EmbeddingSpec) -
             found.groups.append(pending.response_id if lost else pending.prompt)
             found.rows.append(fitted)
             found.cut.append(lost)
-        elif spec.overlong == "error":
+        elif overlong == "error":
             raise ValueError(
-                f"response {pending.response_id} has {len(row)} tokens, more than --max-length {spec.max_length}; "
+                f"response {pending.response_id} has {len(row)} tokens, more than --max-length {max_length}; "
                 "raise it, or choose --overlong left, right or drop"
             )
         else:
             found.dropped[pending.response_id] = f"{len(row)} tokens"
     return found
+
+
+def say_cut(cut: int, dropped: int, *, max_length: int, overlong: str) -> None:
+    """Say how many rows the over-long policy has shortened and left out, if any."""
+    if cut or dropped:
+        say(f"longer than {max_length} tokens: {cut:,} cut ({overlong}), {dropped:,} dropped")
+
+
+def show_row(row: Pending, renderer: Renderer) -> None:
+    """Show a conversation as the model sees it: of what is wrong with a template most can be seen here."""
+    tokens = renderer.encode([(row.prompt, row.response)])[0]
+    start = tokens.response_start
+    decode = renderer.tokenizer.decode
+    say(f"row 0 as the model sees it ({renderer.name} template, {len(tokens)} tokens; the response follows the bar):")
+    say(f"  {_ends(repr(decode(tokens.ids[:start])))} | {_ends(repr(decode(tokens.ids[start:])))}")
+
+
+def _ends(text: str, longest: int = 300) -> str:
+    return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
 
 
 def token_counts(window: Window) -> dict[str, Scalars]:

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +138,104 @@ def test_plain_transformers_gives_the_scores_that_evaluate_stores(tuned: Path) -
     assert {"colour", "size", "L", "M"} <= set(next(iter(stored.values())))
 
 
+def conversations(store: Store) -> tuple[list[str], list[str], list[Any]]:
+    """Prompts and responses of a dataset of the store, and both as messages."""
+    rows = store.dataset("pairs")["responses"].to_pylist()[:20]
+    prompts = [json.loads(row["prompt"]) for row in rows]
+    said = [row["response"] for row in rows]
+    both = [[*prompt, {"role": "assistant", "content": text}] for prompt, text in zip(prompts, said, strict=True)]
+    return prompts, said, both
+
+
+def plain_logits(directory: Path, messages: list[Any]) -> np.ndarray[Any, Any]:
+    """What transformers makes of a directory, trusting its code if it has any."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForSequenceClassification.from_pretrained(directory, trust_remote_code=True).eval()
+    inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", padding=True, return_dict=True)
+    with torch.no_grad():
+        logits: np.ndarray[Any, Any] = model(**inputs).logits[:, 0].numpy()
+    return logits
+
+
+def exports_as_it_scores(root: Path, directory: Path, *, plain: bool) -> None:
+    """The store's fine-tuned run by `pipeline export`, loaded by transformers, against the `Scorer`."""
+    from pipeline.export import ExportOptions, export
+    from pipeline.score import Scorer
+
+    (run,) = [name for name in Store(root).run_names() if name.startswith("finetuned")]
+    done = export(ExportOptions(run, directory, root, rows=16))
+    assert done.plain is plain
+    prompts, said, messages = conversations(Store(root))
+    expected = Scorer(run, store=root).score(prompts, said)
+    found = plain_logits(directory, messages) + done.constant
+    np.testing.assert_allclose(found, expected, atol=done.agreement.allowed_cached)
+    assert done.agreement.allowed_cached < 0.05 * expected.std()
+    card = (directory / "README.md").read_text()
+    assert "fine-tuned" in card and "frozen" not in card
+    assert str(root.parent) not in card  # a folder of this machine
+
+
+def scores_as_trained(directory: Path, root: Path) -> None:
+    """A directory with code of its own: loaded with trust it scores as its run, and without it does not load."""
+    from transformers import AutoModelForSequenceClassification
+
+    from pipeline.score import Scorer
+
+    (run,) = [name for name in Store(root).run_names() if name.startswith("finetuned")]
+    prompts, said, messages = conversations(Store(root))
+    expected = Scorer(run, store=root).score(prompts, said)
+    np.testing.assert_allclose(plain_logits(directory, messages), expected, atol=1e-2 * expected.std())
+    with pytest.raises(ValueError, match=r"trust_remote_code|custom code"):
+        AutoModelForSequenceClassification.from_pretrained(directory, trust_remote_code=False)
+
+
+def test_a_fine_tuned_run_is_exported(tuned: Path, tmp_path: Path) -> None:
+    exports_as_it_scores(tuned / "store", tmp_path / "exported", plain=True)
+
+
+def test_a_run_whose_datasets_are_elsewhere_is_exported_on_what_there_is(
+    tuned: Path, data: Path, tmp_path: Path, run_cli: RunCLI
+) -> None:
+    options = ("--backbone", tuned / "tuned", "--store", tmp_path / "store", "--device", "cpu")
+    assert run_cli("embed", data / "other.jsonl", "--name", "pairs", *options).exit_code == 0
+    (run,) = Store(tmp_path / "store").run_names()
+    assert Store(tmp_path / "store").run(run)["pairs_dataset"] is None
+    exports_as_it_scores(tmp_path / "store", tmp_path / "exported", plain=True)
+    record = json.loads((tuned / "tuned" / "finetune.json").read_text())
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "- pairs: pairs (" in card and f"pairs.jsonl), content {record['plan']['pairs_hash'][:16]}" in card
+
+
+def test_what_was_written_is_held_against_the_spread_of_the_scores(tuned: Path, tiny_backbone: Path) -> None:
+    """And not against their size: a constant that all scores share would hide any difference."""
+    from transformers import AutoModelForSequenceClassification
+
+    from heads.given import given_linear, reward_row
+    from heads.registry import load_head
+    from pipeline.backbone import load_backbone
+    from pipeline.finetuned import _largest_difference
+    from pipeline.render import TokenRow
+
+    directory = tuned / "tuned"
+    base = load_backbone(str(directory), revision=None, device="cpu", dtype="float32").model
+    row = reward_row(load_head(directory / "head"))
+    assert row is not None
+    rows = [TokenRow(np.arange(3, 3 + length, dtype=np.int32), 2) for length in (9, 4, 6)]
+
+    def difference(weight: torch.Tensor) -> float:
+        head = given_linear(weight)
+        shifted = copy.copy(head)
+        shifted.score = lambda features: head.score(features) + 50  # type: ignore[method-assign]
+        return _largest_difference(directory, AutoModelForSequenceClassification, base, shifted, rows)
+
+    assert difference(row) < 2e-4
+    noise = torch.randn(len(row), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="scores what was written otherwise than it was trained"):
+        difference(row + 0.05 * row.norm() / noise.norm() * noise)
+
+
 def test_no_head_on_its_features_is_judged_on_prompts_it_has_seen(tuned: Path, run_cli: RunCLI) -> None:
     """Not even one that was fitted on another dataset, or with another split."""
     store = Store(tuned / "store")
@@ -184,6 +283,11 @@ def test_it_starts_from_a_frozen_head(tiny_backbone: Path, data: Path, tmp_path:
     (lower,) = json.loads(run_cli(*fit, "--pairs", "other", "--features", "L2.last").stdout)
     refused = run_cli(*arguments(tiny_backbone, data, tmp_path / "no", "--init", lower["run_id"]))
     assert refused.exit_code == 1 and "--init takes a linear head on L4.last" in refused.stderr
+    differ = {"--split-seed": "split", "--seed": "seed", "--max-length": "max_length"}
+    for option, name in differ.items():  # it has seen prompts that would be judged on, or read other rows
+        refused = run_cli(*arguments(tiny_backbone, data, tmp_path / "no", "--init", run["run_id"], option, 40))
+        assert refused.exit_code == 1 and f"was fitted with {name} " in refused.stderr, refused.output
+    assert not (tmp_path / "no").exists()
     result = run_cli(*arguments(tiny_backbone, data, tmp_path / "out", "--init", run["run_id"], "--steps", 1))
     assert result.exit_code == 0, result.output
     first = json.loads((tmp_path / "out" / "curves.jsonl").read_text().splitlines()[0])["valid"]
@@ -258,6 +362,9 @@ def test_every_objective_ends_as_a_run(
     fits = "both" if "odin" in more else "reward"  # odin's score is its quality, which need not fit the pairs alone
     judged = {row["scorer"]: row["value"] for row in json.loads(result.stdout) if row["metric"] == "pair_accuracy"}
     assert judged[fits] > 0.9
+    if "grm" in more:
+        scores_as_trained(tmp_path / "out", tmp_path / "store")
+        exports_as_it_scores(tmp_path / "store", tmp_path / "exported", plain=False)
 
 
 def test_lora_ends_as_merged_weights(tiny_backbone: Path, data: Path, tmp_path: Path, run_cli: RunCLI) -> None:
@@ -276,6 +383,9 @@ def test_lora_ends_as_merged_weights(tiny_backbone: Path, data: Path, tmp_path: 
     assert record["best"]["valid"]["accuracy"] > 0.9
     checkpoint = next((tmp_path / "out" / "checkpoints").glob("*/model.safetensors"))
     assert all("lora_" in name or name.startswith("heads.") for name in load_file(checkpoint))
+    options = ("--backbone", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu")
+    assert run_cli("embed", "pairs", *options).exit_code == 0
+    exports_as_it_scores(tmp_path / "store", tmp_path / "exported", plain=True)
 
 
 def run_files(output: Path) -> dict[str, bytes]:
@@ -320,13 +430,20 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 
 def test_two_processes_take_the_steps_of_one(tiny_backbone: Path, data: Path, tmp_path: Path, run_cli: RunCLI) -> None:
     """Batches of five pairs do not divide by two, and ODIN's length loss takes all of them at once."""
+    from safetensors.torch import load_file
+
     more = ("--objective", "odin", "--steps", 6, "--lr", "1e-3", "--batch-size", 5, "--token-budget", 60, "--every", 3)
+    more = (*more, "--json")
     one, two = (arguments(tiny_backbone, data, tmp_path / name / "out", *more) for name in ("one", "two"))
     assert run_cli(*one).exit_code == 0
     launcher = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0", "-m")
     done = subprocess.run(command(two, *launcher), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("step 6 of 6") == 1  # one of them speaks
+    assert len(json.loads(done.stdout)) == 1  # and prints
+    weights = [load_file(tmp_path / name / "out" / "model.safetensors") for name in ("one", "two")]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name].float(), weight.float(), rtol=1e-2, atol=2e-4)
     single, double = (
         [json.loads(line) for line in (tmp_path / name / "out" / "curves.jsonl").read_text().splitlines()]
         for name in ("one", "two")
@@ -345,6 +462,7 @@ def test_two_processes_take_the_steps_of_one(tiny_backbone: Path, data: Path, tm
         (("--alpha", 0.1), "--alpha goes with --objective grm, not bt; leave it out"),
         (("--objective", "smorm"), "objective smorm is trained on attributes; give --attributes DATASET"),
         (("--attributes", "pairs"), "objective bt does not use attributes; leave out --attributes pairs"),
+        (("--use", "colour"), "objective bt does not use attributes; leave out --use colour"),
         (("--lora-alpha", 8), "--lora-alpha goes with --lora RANK; give both or neither"),
         (("--max-length", 9999), "--max-length 9999 is outside 2 to 512"),
         (("--test-share", 0.99, "--valid-share", 0.9), "leaves none of 120 pairs to fit on"),
@@ -431,3 +549,65 @@ def test_a_missing_package_is_named_with_what_to_install(
     result = run_cli(*arguments(tiny_backbone, data, tmp_path / "out", "--lora", 2))
     assert result.exit_code == 1
     assert f"{package}, which is not installed; run: pip install 'rewardheads[finetune]'" in result.stderr
+
+
+def test_a_start_that_no_step_betters_is_told(tiny_backbone: Path, data: Path, tmp_path: Path, run_cli: RunCLI) -> None:
+    from accelerate.state import AcceleratorState
+
+    words = arguments(tiny_backbone, data, tmp_path / "out", "--steps", 2, "--lr", "1e-30", "--max-length", 14)
+    result = run_cli(*words)
+    assert result.exit_code == 0, result.output
+    assert "WARNING: no step had less held-out loss than none" in result.stderr
+    assert "row 0 as the model sees it (plain template" in result.stderr
+    assert "longer than 14 tokens: " in result.stderr and " cut (left), 0 dropped" in result.stderr
+    plan = json.loads((tmp_path / "out" / "finetune.json").read_text())["plan"]
+    assert plan["reward_hidden"] == 0 and plan["attributes_used"] == []
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[plan["dtype"]]
+    AcceleratorState._reset_state(True)  # accelerate keeps one dtype for a process
+    refused = run_cli(*words, "--dtype", other)
+    AcceleratorState._reset_state(True)
+    assert refused.exit_code == 1 and f"with dtype {plan['dtype']}, not {other}" in refused.stderr
+
+
+def test_a_device_without_memory_is_told_what_takes_less(
+    tiny_backbone: Path, data: Path, tmp_path: Path, run_cli: RunCLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.finetune_loop import Loop
+
+    def full(self: Loop, number: int) -> dict[str, float]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Loop, "step", full)
+    result = run_cli(*arguments(tiny_backbone, data, tmp_path / "out", "--token-budget", 300))
+    assert result.exit_code == 1
+    assert "out of memory at 300 tokens at once; lower --token-budget" in result.stderr
+    assert "--lora" in result.stderr and "--recompute" in result.stderr
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["other tokens", "no named token"])
+def test_a_tokenizer_that_would_be_written_otherwise_is_refused_before_the_training(
+    named: bool, tiny_backbone: Path, data: Path, tmp_path: Path, run_cli: RunCLI
+) -> None:
+    """Metaspace marks where a text begins, and after a BOS in the template does not. Or there is none to pad with."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>"], show_progress=False)
+    tokenizer.train_from_iterator([" ".join(WORDS), "User: Assistant: red blue 0 1 2 3 4 5 6 7 8 9"], trainer)
+    special = {"unk_token": "<unk>", "bos_token": "<s>"} if named else {}
+    if named:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    folder = tmp_path / "backbone"
+    shutil.copytree(tiny_backbone, folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    template = tmp_path / "bare.jinja"  # it leaves the BOS to the tokenizer
+    template.write_text("{% for message in messages %}{{ message.role }}: {{ message.content }} {% endfor %}")
+    words = arguments(folder, data, tmp_path / "out")
+    words[words.index("plain")] = str(template)
+    result = run_cli(*words)
+    assert result.exit_code == 1
+    said = "gives other tokens than are trained on: ['<s>', 'u" if named else "so there is nothing to pad with"
+    assert said in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -10,10 +10,12 @@ import torch
 
 from heads.objectives import bt_loss, odin_length_loss, odin_orthogonality_loss
 from pipeline.backbone import Backbone, load_backbone
+from pipeline.checkpoints import gather_state
+from pipeline.finetune import shard_float32
 from pipeline.finetune_data import Batch, Batches, gather_texts, share_out
 from pipeline.finetune_loop import Loop, Settings
 from pipeline.finetune_loss import Objective
-from pipeline.finetune_model import Inputs, LoRA, RewardModel, build_model, merged
+from pipeline.finetune_model import Inputs, LoRA, RewardModel, build_model, merged, weight_groups
 from pipeline.readers import read_source
 from pipeline.render import Renderer, TokenRow
 
@@ -62,8 +64,8 @@ def build(backbone: Backbone, objective: Objective, **more: Any) -> RewardModel:
 def test_states_are_read_at_the_last_token_whatever_pads(load: Callable[..., Backbone]) -> None:
     """The padding token is here the first row's own last token."""
     model = build(load(), BT).eval()
-    together = model(*Inputs.of(ROWS, pad=int(ROWS[0].ids[-1]), device=CPU))[0]
-    apart = torch.cat([model(*Inputs.of([row], pad=0, device=CPU))[0] for row in ROWS])
+    together = model(*Inputs.of(ROWS, pad=int(ROWS[0].ids[-1]), device=CPU).arguments())[0]
+    apart = torch.cat([model(*Inputs.of([row], pad=0, device=CPU).arguments())[0] for row in ROWS])
     assert torch.allclose(together, apart, atol=1e-5)
     assert together.shape == (3, 1)
     assert len(set(together[:, 0].tolist())) == 3
@@ -75,7 +77,7 @@ def test_the_text_term_is_the_language_model_s_own_likelihood(
     from transformers import AutoModelForCausalLM
 
     model = build(load(lm_head=True), OBJECTIVES["grm"], hidden=8).eval()
-    text = model(*Inputs.of(ROWS, pad=0, device=CPU, texts=[0, 2]))[1]
+    text = model(*Inputs.of(ROWS, pad=0, device=CPU, texts=[0, 2]).arguments())[1]
     causal = AutoModelForCausalLM.from_pretrained(language_model).eval()
     for number in (0, 2):
         ids = torch.from_numpy(ROWS[number].ids).long()
@@ -92,7 +94,7 @@ def test_the_lm_head_stays_as_it_was_while_the_embedding_is_trained(load: Callab
     model = build(backbone, OBJECTIVES["grm"], hidden=8)
     assert model.lm_head is not None
     before = model.lm_head.weight.clone()
-    text = model(*Inputs.of(ROWS, pad=0, device=CPU, texts=[0]))[1]
+    text = model(*Inputs.of(ROWS, pad=0, device=CPU, texts=[0]).arguments())[1]
     text.sum().backward()
     assert embedding.grad is not None and embedding.grad.any()
     with torch.no_grad():
@@ -106,16 +108,16 @@ def test_merged_adapters_give_the_adapters_scores(load: Callable[..., Backbone])
     model = build(load(), BT, lora=LoRA(rank=4, alpha=8)).eval()
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert all("lora_" in name or name.startswith("heads.") for name in trained)
-    plain = build(load(), BT).eval()(*Inputs.of(ROWS, pad=0, device=CPU))[0]
+    plain = build(load(), BT).eval()(*Inputs.of(ROWS, pad=0, device=CPU).arguments())[0]
     generator = torch.Generator().manual_seed(2)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             weight.data.copy_(0.3 * torch.randn(weight.shape, generator=generator))
-    adapted = model(*Inputs.of(ROWS, pad=0, device=CPU))[0]
+    adapted = model(*Inputs.of(ROWS, pad=0, device=CPU).arguments())[0]
     assert not torch.allclose(adapted, plain, atol=1e-2)
     base = merged(model)
     assert not any("lora" in name for name, _ in base.named_parameters())
-    again = RewardModel(base, model.heads, None)(*Inputs.of(ROWS, pad=0, device=CPU))[0]
+    again = RewardModel(base, model.heads, None)(*Inputs.of(ROWS, pad=0, device=CPU).arguments())[0]
     assert torch.allclose(again, adapted, atol=1e-4)
 
 
@@ -171,7 +173,7 @@ def test_odin_on_a_batch_is_the_sum_of_its_three_losses(load: Callable[..., Back
     assert lengths is not None
     rows = [loop.texts.rows[row] for row in pairs.flatten()]
     with torch.no_grad():
-        scores = loop.model(*Inputs.of(rows, 0, CPU))[0]
+        scores = loop.model(*Inputs.of(rows, 0, CPU).arguments())[0]
     weight = loop.model.heads.rows.detach()
     margin = scores.sum(1).view(-1, 2)
     length = odin_length_loss(scores[:, 0], scores[:, 1], torch.from_numpy(lengths[pairs.flatten()]))
@@ -181,6 +183,20 @@ def test_odin_on_a_batch_is_the_sum_of_its_three_losses(load: Callable[..., Back
         0.5 * float(odin_orthogonality_loss(weight[0], weight[1])), rel=1e-4
     )
     assert losses["loss"] == pytest.approx(losses["preference"] + losses["length"] + losses["orthogonality"])
+
+
+@pytest.mark.parametrize("name", ["bt", "odin"])
+def test_the_first_gradient_is_of_the_size_of_the_loss(
+    name: str, load: Callable[..., Backbone], preferences: Path
+) -> None:
+    """ODIN's correlation and cosine of rows of zeros have gradients of 1 / eps."""
+    loop = make_loop(load(), preferences, OBJECTIVES[name], token_budget=10**6)
+    options: dict[str, Any] = {"attributes": 0, "hidden": 0, "lora": None, "recompute": False, "seed": 0}
+    loop.model = build_model(load(), OBJECTIVES[name], **options)
+    losses, found = gradients(loop, Batch(np.arange(8), np.empty(0, dtype=np.int64)))
+    assert 1e-3 < float(found.norm()) < 1e3
+    if name == "bt":
+        assert losses["preference"] == pytest.approx(np.log(2), abs=1e-6)
 
 
 def test_each_head_scores_as_the_model_that_it_was_trained_in() -> None:
@@ -210,3 +226,63 @@ def test_a_schedule_by_hand() -> None:
     assert [settings.lr_at(step) for step in (0, 1, 3, 4)] == [2.0, 4.0, 8.0, 8.0]
     assert settings.lr_at(52) == pytest.approx(4.0)  # half way down
     assert settings.lr_at(99) == pytest.approx(8.0 * 0.5 * (1 + np.cos(np.pi * 95 / 96)))
+
+
+def test_only_matrices_decay(load: Callable[..., Backbone]) -> None:
+    """With a gradient of 0 a step of AdamW is its decay."""
+    model = build(load(), BT)
+    names = {weight: name for name, weight in model.named_parameters()}
+    groups = weight_groups(model, 0.5)
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+        weight.data += 1.0
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    torch.optim.AdamW(groups, lr=0.1).step()
+    moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    assert {"base.layers.0.self_attn.q_proj.weight", "heads.reward.weight"} <= moved
+    assert moved == {name for weight, name in names.items() if weight.ndim == 2}
+    assert torch.allclose(model.heads.rows, 0.95 * before["heads.reward.weight"])
+    assert "base.norm.weight" in before and "base.norm.weight" not in moved
+
+
+@pytest.mark.filterwarnings("ignore")  # torch calls this FSDP the old one; accelerate's default it is
+def test_a_sharded_model_takes_the_step_of_a_whole_one_in_bfloat16(
+    load: Callable[..., Backbone], tmp_path: Path
+) -> None:
+    """Sharded over one process, as accelerate shards on a GPU: by its plugin, which wraps the decoder's layers."""
+    from accelerate import FullyShardedDataParallelPlugin
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    def step(model: Any, trained: RewardModel) -> dict[str, torch.Tensor]:  # noqa: ANN401 - a module, wrapped or not
+        optimizer = torch.optim.AdamW(weight_groups(trained, 0.1), lr=0.01)
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = model(*Inputs.of(ROWS, 0, CPU).arguments())[0]
+        assert scores.dtype == torch.float32
+        bt_loss(scores[0, 0] - scores[1:, 0]).backward()
+        optimizer.step()
+        weights, state = gather_state(model, optimizer)
+        return {**weights, **state}
+
+    whole = build(load(), BT, recompute=False)
+    expected = step(whole, whole)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=1, auto_wrap_policy="transformer_based_wrap")
+    plugin.set_mixed_precision("bf16")
+    shard_float32(plugin)
+    apart = build(load(), BT, recompute=False)
+    plugin.set_auto_wrap_policy(apart)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        sharded = FullyShardedDataParallel(
+            apart,
+            auto_wrap_policy=plugin.auto_wrap_policy,
+            mixed_precision=plugin.mixed_precision_policy,
+            use_orig_params=True,
+            device_id=CPU,
+        )
+        assert len(FullyShardedDataParallel.fsdp_modules(sharded)) == 1 + 4
+        found = step(sharded, apart)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)

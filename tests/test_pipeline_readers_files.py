@@ -133,7 +133,7 @@ GOOD_LINE = json.dumps(PAIR).encode() + b"\n"
         ("a.jsonl", b"\n\n", r"a\.jsonl holds no rows; give"),
         ("a.jsonl.gz", gzip.compress(GOOD_LINE * 99)[:-12], r"is cut off: its gzip stream ends early; fetch"),
         ("a.jsonl.gz", GOOD_LINE, r"is not valid gzip \(Not a gzipped file.*\); fetch it again or drop the \.gz"),
-        ("a.json", b'{"prompt": "p"}', r"is not a list of rows; write \[row"),
+        ("a.json", b'{\n"prompt": "p"}', r"is not a list of rows; write \[row"),
         ("a.json", b'[{"prompt": "p"},', r"a\.json is not valid JSON \(.*\); repair it"),
         ("a.json", b'["p"]', r"row 1 of .* is not a JSON object"),
         ("a.json", b'[{"prompt": "\xe9"}]', r"a\.json is not UTF-8 \(.*\); convert it"),

@@ -107,6 +107,19 @@ def test_texts_of_the_store_are_not_run_again(store: Path, monkeypatch: pytest.M
     assert rewards[1] == rewards[2]
 
 
+def test_the_stored_ids_are_read_once_for_all_calls(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer calls at every step."""
+    import cache.embeddings
+
+    scorer = Scorer(fitted(store, "linear"), store=store)
+    known = (PAIRS[0]["prompt"], PAIRS[0]["chosen"]), (PAIRS[3]["prompt"], PAIRS[3]["rejected"])
+    first = scorer.score([known[0][0]], [known[0][1]])
+    monkeypatch.setattr(cache.embeddings, "read_id_column", lambda path: pytest.fail("the ids are read again"))
+    monkeypatch.setattr(cache.embeddings, "read_ids", lambda path: pytest.fail("the ids are read again"))
+    again = scorer.score([prompt for prompt, _ in known], [response for _, response in known])
+    assert again[0] == first[0] != again[1]
+
+
 def test_messages_and_text_are_the_same_prompt(store: Path) -> None:
     scorer = Scorer(fitted(store, "linear"), store=store)
     by_text, by_messages = scorer.score(["why not", [user("why not")]], ["no", "no"])
@@ -146,13 +159,17 @@ def test_standard_input_is_json_or_json_lines(store: Path) -> None:
         {"messages": [user("why"), assistant("no"), user("how"), assistant("yes")]},
         {"messages": [user("a"), assistant("b")]},
     ]
-    inputs = ["\n".join(map(json.dumps, rows)), json.dumps(rows)]
+    inputs = ["\n".join(map(json.dumps, rows)), json.dumps(rows), json.dumps(rows[0]) + "\n"]
     tables = []
     for text in inputs:
         result = CliRunner().invoke(main, ["score", run, "-", "--json", "--store", str(store)], input=text)
         assert result.exit_code == 0, result.output
         tables.append(json.loads(result.stdout))
     assert tables[0] == tables[1]
+    assert tables[2] == tables[0][:1]
+    empty = CliRunner().invoke(main, ["score", run, "-", "--store", str(store)], input="")
+    assert empty.exit_code == 1
+    assert "standard input is empty" in empty.stderr and "/tmp" not in empty.stderr
     expected = Scorer(run, store=store).score([rows[0]["messages"][:3], "a"], ["yes", "b"])
     np.testing.assert_allclose([row["reward"] for row in tables[0]], expected, rtol=1e-6)
 
@@ -221,6 +238,13 @@ def test_a_response_that_is_dropped_as_over_long_has_no_reward(tmp_path: Path, t
     long, short = scorer.score(["why", "why"], ["yes " * 60, "yes"])
     assert math.isnan(long)
     assert math.isfinite(short)
+    dataset = DatasetBuilder("new")
+    sides = [dataset.add_response([user("why")], response) for response in ("yes " * 60, "yes")]
+    dataset.add_pair(*sides)
+    sure = Scorer(fitted(tmp_path / "s", "bayes"), store=tmp_path / "s")
+    new = Dataset("new", dataset.tables(), {})
+    (pair,) = sure.pair_table(new, sure.score_dataset(new)).to_pylist()
+    assert pair["margin"] is None and pair["margin_sd"] is None and pair["rejected_sd"] > 0
     reward = pipeline.reward_function(fitted(tmp_path / "s", "linear"), store=tmp_path / "s")
     assert reward(prompts=["why"], completions=["yes " * 60]) == [None]
 

@@ -43,7 +43,7 @@ class RewardHeadConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
 
     Attributes:
         backbone_config: the backbone's own.
-        features: what is read, side by side: {"layer", "pool", "rms"} or {"count"}.
+        features: what is read, side by side: {"layer", "pool", "norm"} or {"count"}.
         head: {"name", "options", "fitted", "shapes", "members"} of the saved head.
         score: which of the head's rewards is `logits`.
         reward_names: of the columns of `rewards`.

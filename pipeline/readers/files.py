@@ -101,13 +101,17 @@ def _json(path: Path) -> Numbered:
 
 
 def _is_json_lines(path: Path) -> bool:
-    """True for JSON lines under a .json name, as many hub files are: the first line is an object, and more follows."""
+    """True for JSON lines under a .json name, as many hub files are: the first line is an object.
+
+    One that stands alone is a row too, unless it holds the rows, as {"data": [...]} does.
+    """
     with _binary(path) as file:
         first, more = file.readline(), file.read(2**16)
     try:
-        return bool(more.strip()) and isinstance(json.loads(first), dict)
+        row = json.loads(first)
     except (ValueError, RecursionError):
         return False
+    return isinstance(row, dict) and (bool(more.strip()) or not isinstance(row.get("data"), list))
 
 
 def _json_list(path: Path) -> list[Any]:
