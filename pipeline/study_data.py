@@ -22,6 +22,7 @@ from cache.views import TrainingView
 from heads.registry import make_head
 from pipeline.features import centred, stored
 from pipeline.gold import gold_pool
+from pipeline.study_attributes import attribute_scores
 from pipeline.study_spec import FeatureSpec, Study
 
 Rows = NDArray[np.int64]
@@ -231,6 +232,7 @@ def _pool_data(store: Store, study: Study, name: str, dataset: Dataset, row_of: 
         raise ValueError(f"pools.{name}: {error}") from error
     kept = np.array([number for number, key in enumerate(pool.response_ids) if key in row_of], dtype=np.int64)
     ids = [pool.response_ids[number] for number in kept]
+    attributes = attribute_scores(store, name, spec, ids, pool.gold[kept])
     prompts, number_of = np.unique([pool.prompt_ids[number] for number in kept], return_inverse=True)
     test = is_test(prompts, share=study.split.test_share, seed=study.split.seed)
     if test.sum() < 2:
@@ -245,22 +247,8 @@ def _pool_data(store: Store, study: Study, name: str, dataset: Dataset, row_of: 
         scale=gold_scale(pool.gold[kept], number_of),
         test=test[number_of],
         stop={seed: is_valid(prompts, share=study.split.valid_share, seed=seed)[number_of] for seed in study.seeds},
-        attributes=None if spec.attributes is None else _attributes(store.dataset(spec.attributes), name, ids),
+        attributes=attributes,
     )
-
-
-def _attributes(dataset: Dataset, pool: str, ids: Sequence[str]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """(n, k) mean scores of the pool's responses, NaN where there is none, and the attributes' names."""
-    table = dataset["attributes"].group_by(["response_id", "attribute"]).aggregate([("score", "mean")])
-    names = tuple(sorted(table["attribute"].unique().to_pylist()))
-    place = {key: number for number, key in enumerate(ids)}
-    scores = np.full((len(ids), len(names)), np.nan, dtype=np.float32)
-    for key, attribute, score in zip(*(table[column].to_pylist() for column in table.column_names), strict=True):
-        if key in place:
-            scores[place[key], names.index(attribute)] = score
-    if not np.isfinite(scores).any():
-        raise ValueError(f"pools.{pool}.attributes: dataset {dataset.name!r} has no attribute of the pool's responses")
-    return scores, names
 
 
 def _check_quantities(study: Study, pools: Mapping[str, PoolData]) -> dict[tuple[str, Pairing], tuple[int, int]]:

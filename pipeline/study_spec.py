@@ -21,11 +21,19 @@ Options = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class PoolSpec:
-    """A pool to annotate and judge on: a dataset, whose gold, and where attribute scores of its responses are."""
+    """A pool to annotate and judge on.
+
+    Attributes:
+        dataset: with responses.
+        judge: whose gold; None takes the only one.
+        attributes: dataset of attribute scores of its responses; None without.
+        use: those of its attributes that heads are fitted on; empty takes all.
+    """
 
     dataset: str
     judge: str | None = None
     attributes: str | None = None
+    use: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -170,8 +178,11 @@ def parse_study(content: object) -> Study:
 
 
 def _pool(value: object, where: str) -> PoolSpec:
-    given = _mapping(value, where, required=("dataset",), optional=("judge", "attributes"))
-    return PoolSpec(**{key: _text(text, f"{where}.{key}") for key, text in given.items()})
+    given = _mapping(value, where, required=("dataset",), optional=("judge", "attributes", "use"))
+    if "use" in given and "attributes" not in given:
+        raise ValueError(f"{where}.use names attributes, and {where}.attributes names no dataset that has them")
+    use = tuple(_text(each, f"{where}.use") for each in _list(given["use"], f"{where}.use")) if "use" in given else ()
+    return PoolSpec(**{key: _text(text, f"{where}.{key}") for key, text in given.items() if key != "use"}, use=use)
 
 
 def _features(value: object, where: str) -> FeatureSpec:
