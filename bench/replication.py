@@ -251,7 +251,7 @@ def _ends(curves: Sequence[Row]) -> Iterator[Finding]:
 
 PUBLISHED, STANDARDISED, LONG = ((f"clf-{kind}", f"bt-{kind}") for kind in ("published", "standardised", "long"))
 CONTROLS = {
-    "as published: no scaling, a large network, 30 epochs of one step (two beyond 5,120 pairs)": PUBLISHED,
+    "as published: no scaling, a large network, up to 30 epochs of one step (two beyond 5,120 pairs)": PUBLISHED,
     "the same, features standardised": STANDARDISED,
     "small network, early stopping, no scaling": ("clf-unscaled", "bt-unscaled"),
     "the same, features standardised (clf and bt as they are)": ("clf", "bt"),
@@ -273,7 +273,7 @@ def _controls(rows: Sequence[Row]) -> Iterator[Finding]:
         yield judged(finding, partial(difference, shared, "head", clf, bt))
     for what, few, many, setup in (
         ("scaling's", PUBLISHED, STANDARDISED, "(as published) less (the same, standardised)"),
-        ("optimiser's", STANDARDISED, LONG, "(large network, 30 epochs of a step) less (small, to the end)"),
+        ("optimiser's", STANDARDISED, LONG, "(large network, up to 30 epochs of a step) less (small, to the end)"),
     ):
         finding = Finding(f"control: CLF's advantage is the {what}", "", setup)
         one, other = (partial(difference, shared, "head", *pair) for pair in (few, many))

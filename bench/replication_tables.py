@@ -18,7 +18,8 @@ HEADS = ("bt", "odin", "ensemble", "morm", "ridge", "baseline-sm", "smorm", "gat
 COMMANDS = """
     pipeline embed DATA/bench_rewardbench_llmbar_ifbench.parquet DATA/bench_rmbench_sample.json.gz --backbone ...
     pipeline annotate attr_summeval_human --judge coherence --pairing same --beta 3 --pairs 4000 --name summeval_pairs
-    pipeline fit --head smorm --head baseline-sm --head bt --pairs summeval_pairs --attributes attr_summeval_human
+    pipeline fit --head smorm --head baseline-sm --head bt --pairs summeval_pairs --attributes attr_summeval_human \\
+        --use consistency,fluency,relevance
     pipeline evaluate --on bench_rewardbench_llmbar_ifbench --on bench_rmbench_sample
 """
 
