@@ -42,6 +42,12 @@ class Annotator:
         wrong: Floats = expit(-self.beta * gaps / self.scale)
         return wrong
 
+    def quality(self, gaps: Floats) -> Floats:
+        """s(beta |dr| / scale), the probability that a pair is ranked rightly; 1/2 where there is nothing to see."""
+        size = np.abs(gaps)
+        told = size > 0
+        return np.where(told, 1 - self.error_rate(np.where(told, size, 1.0)), 0.5)
+
     def annotate(self, pairs: Rows, gaps: Floats, *, seed: int) -> tuple[Rows, NDArray[np.bool_]]:
         """Choose in every pair.
 

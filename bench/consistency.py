@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from bench.annotate import Annotator
 from bench.comparison import pair_credits
-from bench.differences import quality
 from bench.intervals import RESAMPLES, Estimate, Floats, finite, percentile_interval, prompt_numbers, resampled_sums
 
 LARGEST_EPS = 3 / 20  # the disagreement up to which Proposition 9 speaks
@@ -89,7 +88,7 @@ def _sums(scores: Floats, gold: Floats, annotator: Annotator) -> Floats:
     told = difference != 0
     one, other, difference = one[told], other[told], difference[told]
     right = pair_credits((scores[one] - scores[other]) * np.sign(difference)[:, None]).mean(axis=1)
-    xi = quality(difference, annotator)
+    xi = annotator.quality(difference)
     return np.array([len(xi), right.sum(), xi.sum(), ((2 * xi - 1) * right).sum(), np.square(xi).sum()])
 
 

@@ -9,7 +9,6 @@ with the same gold count too, unlike in `bench.annotate`, which never draws them
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,19 +51,12 @@ class Difference:
     gain: Estimate
 
 
-def quality(gaps: Floats, annotator: Annotator) -> Floats:
-    """s(beta |dr| / scale), the probability that a pair is ranked rightly; 1/2 where there is nothing to see."""
-    size = np.abs(gaps)
-    told = size > 0
-    return np.where(told, 1 - annotator.error_rate(np.where(told, size, 1.0)), 0.5)
-
-
 def gaussian_quality(m: Floats, s: Floats, annotator: Annotator) -> Floats:
     """E s(beta |dr| / scale) for dr ~ N(m, s^2), right to three digits."""
     nodes = normal_nodes()
     total = np.zeros(np.broadcast_shapes(np.shape(m), np.shape(s)))
     for node in nodes:
-        total += quality(m + s * node, annotator)
+        total += annotator.quality(m + s * node)
     return total / len(nodes)
 
 
@@ -100,7 +92,7 @@ def differences(
     found = [pool.compare(None, np.abs, gaussian_mean_gap(none, same_s), gaussian_mean_gap(m, s), resamples, seed)]
     for one in annotators:
         ours, theirs = gaussian_quality(none, same_s, one), gaussian_quality(m, s, one)
-        found.append(pool.compare(one.beta, partial(quality, annotator=one), ours, theirs, resamples, seed))
+        found.append(pool.compare(one.beta, one.quality, ours, theirs, resamples, seed))
     return found
 
 

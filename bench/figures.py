@@ -11,6 +11,7 @@ from bench.report.charts import Axis
 
 PANEL, HEIGHT = 230, 190  # px, of one panel's plot
 LEFT, TOP, RIGHT, BOTTOM = 52, 30, 14, 54  # px around it
+IN_ROW = 4  # panels
 COLOURS = ("#0b6e99", "#d1495b", "#3d7d3a", "#8d5fb0", "#c77800", "#5c5c5c", "#00a19b", "#a0522d")
 _STYLE = (
     "text{font:11px sans-serif;fill:#222}.title{font-weight:bold}.grid{stroke:#ddd}.zero{stroke:#888}"
@@ -36,7 +37,7 @@ class Panel:
 
 
 def line_figure(panels: Sequence[Panel], *, x: str, y: str, logarithmic: bool = False, points: bool = False) -> str:
-    """Panels of curves with bands (or of points alone) side by side; a name has one colour throughout.
+    """Panels of curves with bands (or of points alone), four in a row; a name has one colour throughout.
 
     Args:
         panels: each has its own axes.
@@ -47,21 +48,20 @@ def line_figure(panels: Sequence[Panel], *, x: str, y: str, logarithmic: bool = 
     """
     names = list(dict.fromkeys(series.name for panel in panels for series in panel.series))
     colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
-    width = len(panels) * (LEFT + PANEL + RIGHT)
+    across_one, down_one = LEFT + PANEL + RIGHT, TOP + HEIGHT + BOTTOM
+    width, height = min(len(panels), IN_ROW) * across_one, -(-len(panels) // IN_ROW) * down_one
     parts = [
-        f'<g transform="translate({number * (LEFT + PANEL + RIGHT) + LEFT},{TOP})">'
+        f'<g transform="translate({number % IN_ROW * across_one + LEFT},{number // IN_ROW * down_one + TOP})">'
         f"{_panel(panel, colours, x=x, logarithmic=logarithmic, points=points)}</g>"
         for number, panel in enumerate(panels)
     ]
-    parts.append(_text(y, 12, TOP + HEIGHT / 2, anchor="middle", turn=True))
+    parts += [_text(y, 12, top + TOP + HEIGHT / 2, anchor="middle", turn=True) for top in range(0, height, down_one)]
     for number, name in enumerate(names):
-        across, down = LEFT + 130 * (number % 6), TOP + HEIGHT + BOTTOM + 16 * (number // 6) + 4
+        across, down = LEFT + 130 * (number % 6), height + 16 * (number // 6) + 4
         parts.append(
             f'<circle cx="{across}" cy="{down - 4}" r="4" fill="{colours[name]}"/>{_text(name, across + 8, down)}'
         )
-    return _document(
-        parts, max(width, LEFT + 130 * min(len(names), 6)), TOP + HEIGHT + BOTTOM + 16 * (len(names) // 6 + 1)
-    )
+    return _document(parts, max(width, LEFT + 130 * min(len(names), 6)), height + 16 * (len(names) // 6 + 1))
 
 
 def interval_figure(rows: Sequence[tuple[str, str, Estimate]], *, x: str) -> str:
@@ -106,7 +106,7 @@ def _panel(panel: Panel, colours: dict[str, str], *, x: str, logarithmic: bool, 
         marks.append(_text(up.text(tick), -5, y + 4, anchor="end"))
     places = sorted({at for s in panel.series for at in s.at}) if logarithmic else list(across.ticks)
     for place in places:
-        text = f"{place:,.0f}" if logarithmic else across.text(place)
+        text = f"{place:,g}" if logarithmic else across.text(place)
         marks.append(_text(text, PANEL * across.share(scale(place)), HEIGHT + 16, anchor="middle"))
     for series in panel.series:
         dots = [

@@ -24,6 +24,7 @@ from bench.intervals import (
     ratio,
     resampled_sums,
 )
+from bench.ranks import ranks_within, weighted_ranks
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def spearman_within(
     if rows is None:
         return NOTHING
     x, y, number = rows
-    ranks_x, ranks_y = _ranks_within(x, number), _ranks_within(y, number)
+    ranks_x, ranks_y = ranks_within(x, number), ranks_within(y, number)
     size = np.bincount(number)
     dx = ranks_x - (per_prompt(ranks_x, number) / size)[number]
     dy = ranks_y - (per_prompt(ranks_y, number) / size)[number]
@@ -180,31 +181,8 @@ def _r2(sums: Floats) -> Floats:
 def _rank_correlation(x: Floats, y: Floats, weights: Floats) -> Floats:
     """Spearman of n rows repeated by each row of `weights` (r, n): (r,), NaN where one side is constant."""
     total = weights.sum(axis=1, keepdims=True)
-    rx, ry = _weighted_ranks(x, weights), _weighted_ranks(y, weights)
+    rx, ry = weighted_ranks(x, weights), weighted_ranks(y, weights)
     rx -= np.sum(weights * rx, axis=1, keepdims=True) / total
     ry -= np.sum(weights * ry, axis=1, keepdims=True) / total
     spread = np.sqrt(np.sum(weights * rx * rx, axis=1) * np.sum(weights * ry * ry, axis=1))
     return ratio(np.sum(weights * rx * ry, axis=1), spread)
-
-
-def _weighted_ranks(values: Floats, weights: Floats) -> Floats:
-    """Mid-ranks (less one half) of n values repeated by each row of `weights`: (r, n)."""
-    _, block = np.unique(values, return_inverse=True)
-    last = np.cumsum(np.bincount(block)) - 1  # position of each block of equal values' last row, in sorted order
-    order = np.argsort(block, kind="stable")
-    upper = np.cumsum(weights[:, order], axis=1)[:, last]
-    lower = np.concatenate([np.zeros((len(weights), 1)), upper[:, :-1]], axis=1)
-    ranks: Floats = ((upper + lower) / 2)[:, block]
-    return ranks
-
-
-def _ranks_within(values: Floats, prompts: NDArray[np.int64]) -> Floats:
-    """Mid-ranks within each prompt, up to a constant per prompt: (n,)."""
-    order = np.lexsort((values, prompts))
-    new = np.ones(len(values), dtype=np.bool_)
-    new[1:] = (np.diff(prompts[order]) != 0) | (np.diff(values[order]) != 0)
-    block = np.cumsum(new) - 1
-    middle = np.bincount(block, weights=np.arange(len(values))) / np.bincount(block)
-    ranks = np.empty(len(values))
-    ranks[order] = middle[block]
-    return ranks

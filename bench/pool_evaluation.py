@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bench.best_of_n import keep_probabilities, shared_among_ties
 from bench.intervals import Floats, finite, prompt_numbers, ratio
+from bench.ranks import centred_ranks
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class PoolScores:
             each prompt, in sorted order of the prompts; NaN for a prompt with one response.
         curve: expected gold of best of n less the mean; entry n - 1 is best of n. Up to the largest n that nine in ten
             prompts have, and the mean over these: along n it rests on the same prompts.
+        proxy: the same of the score itself, in its standard deviations within a prompt; NaN where it never differs.
+        curves: each prompt's own curve, NaN from where its responses end; (prompts, largest number of responses).
         spearman: mean rank correlation within a prompt; NaN where it is defined for none.
         accuracy: share of the pairs of a prompt's responses with different gold that it ranks as gold does, ties half.
         accuracies: the same of each prompt's pairs by themselves; NaN where no gold differs.
@@ -29,6 +32,8 @@ class PoolScores:
 
     gains: Floats
     curve: Floats
+    proxy: Floats
+    curves: Floats
     spearman: float
     accuracy: float
     accuracies: Floats
@@ -77,7 +82,7 @@ class PoolEvaluator:
             one, other = np.triu_indices(n, k=1)
             pools = values[rows]
             signs = np.sign(pools[:, one] - pools[:, other])
-            groups.append(_Group(members, rows, pools, _ranks(pools), keep_probabilities(n), one, other, signs))
+            groups.append(_Group(members, rows, pools, centred_ranks(pools), keep_probabilities(n), one, other, signs))
         several = np.sort(size[size > 1])
         if not len(several):
             raise ValueError("no prompt has several responses, so there is nothing to choose among; take a pool")
@@ -89,50 +94,46 @@ class PoolEvaluator:
         checked = finite("scores", scores)
         if len(checked) != self.responses:
             raise ValueError(f"{len(checked)} scores for a pool of {self.responses} responses; give one for each")
-        gains, curves = np.full(self.prompts, np.nan), np.full((self.prompts, self.largest), np.nan)
+        gains, (curves, proxies) = np.full(self.prompts, np.nan), np.full((2, self.prompts, self.largest), np.nan)
+        squares, freedom = 0.0, 0
         right, pairs = np.zeros(self.prompts), np.zeros(self.prompts)
         correlations = []
         for group in self.groups:
             proxy = checked[group.rows]
-            curve = _curves(proxy, group)
-            curves[group.prompts, : curve.shape[1]] = curve
+            curve, climb = _curves(proxy, group.gold, group), _curves(proxy, proxy, group)
+            curves[group.prompts, : curve.shape[1]], proxies[group.prompts, : curve.shape[1]] = curve, climb
             gains[group.prompts] = curve[:, -1]
+            squares += float(np.square(proxy - proxy.mean(axis=1, keepdims=True)).sum())
+            freedom += proxy.size - len(proxy)
             correlations.append(_correlations(proxy, group))
             agreement = np.sign(proxy[:, group.one] - proxy[:, group.other]) * group.signs
             pairs[group.prompts] = np.abs(group.signs).sum(axis=1)
             right[group.prompts] = (pairs[group.prompts] + agreement.sum(axis=1)) / 2  # a tie is half
         defined = np.concatenate([*correlations, np.empty(0)])
         defined = defined[np.isfinite(defined)]
+        whole = np.isfinite(curves[:, self.common - 1])
         return PoolScores(
             gains=gains,
-            curve=curves[np.isfinite(curves[:, self.common - 1]), : self.common].mean(axis=0),
+            curve=curves[whole, : self.common].mean(axis=0),
+            proxy=ratio(proxies[whole, : self.common].mean(axis=0), np.sqrt(np.array(squares / freedom))),
+            curves=curves,
             spearman=float(defined.mean()) if len(defined) else float("nan"),
             accuracy=float(ratio(right.sum(), pairs.sum())),
             accuracies=ratio(right, pairs),
         )
 
 
-def _curves(proxy: Floats, group: _Group) -> Floats:
-    """Expected gold of best of n less the prompt's mean: (g, n)."""
+def _curves(proxy: Floats, values: Floats, group: _Group) -> Floats:
+    """Expected value (gold, or the proxy itself) of best of n by the proxy less the prompt's mean: (g, n)."""
     order = np.argsort(proxy, axis=1)
-    gold = np.take_along_axis(group.gold, order, axis=1)
-    curves = shared_among_ties(np.take_along_axis(proxy, order, axis=1), gold) @ group.keep
-    gains: Floats = curves - group.gold.mean(axis=1, keepdims=True)
+    ordered = np.take_along_axis(values, order, axis=1)
+    curves = shared_among_ties(np.take_along_axis(proxy, order, axis=1), ordered) @ group.keep
+    gains: Floats = curves - values.mean(axis=1, keepdims=True)
     return gains
 
 
 def _correlations(proxy: Floats, group: _Group) -> Floats:
     """Spearman of each prompt, ties by mid-ranks: (g,); NaN where one side is constant."""
-    ranks = _ranks(proxy)
+    ranks = centred_ranks(proxy)
     spread = np.sqrt((ranks**2).sum(axis=1) * (group.ranks**2).sum(axis=1))
     return ratio((ranks * group.ranks).sum(axis=1), spread)
-
-
-def _ranks(values: Floats) -> Floats:
-    """Centred mid-ranks within each row of (g, n)."""
-    order = np.argsort(values, axis=1)
-    positions = np.broadcast_to(np.arange(values.shape[1], dtype=np.float64), values.shape)
-    ranks = np.empty(values.shape)
-    np.put_along_axis(ranks, order, shared_among_ties(np.take_along_axis(values, order, axis=1), positions), axis=1)
-    centred: Floats = ranks - (values.shape[1] - 1) / 2
-    return centred

@@ -22,14 +22,16 @@ RESULTS = pa.schema(
         ("accuracy", pa.float64()),  # pairs ranked as gold, or as the annotation, does; ties half
         ("n", pa.int64()),  # held-out prompts, or pairs
         ("error_rate", pa.float64()),  # of the annotations fitted on
-        ("mean_gap", pa.float64()),  # their mean |dr| in units of `scale`
-        ("scale", pa.float64()),  # standard deviation of gold within a prompt
+        ("mean_gap", pa.float64()),  # their mean |dr|, in standard deviations of their pool's gold within a prompt
+        ("scale", pa.float64()),  # standard deviation of gold within a prompt of `judged_on`; null for pairs
         ("epochs", pa.int64()),
         ("fit_seconds", pa.float64()),
         ("seconds", pa.float64()),  # with annotating and judging
         ("best_of_n", pa.list_(pa.float64())),  # expected gold of best of n less the mean, n = 1..
+        ("proxy_best_of_n", pa.list_(pa.float64())),  # the same of the score, in its standard deviations in a prompt
         ("gains", pa.list_(pa.float32())),  # each held-out prompt's part in `gain`, in one order for all fits
         ("accuracies", pa.list_(pa.float32())),  # each held-out prompt's own accuracy; null where no gold differs
+        ("curves", pa.list_(pa.list_(pa.float32()))),  # each held-out prompt's own best_of_n, up to its last response
     ]
 )
 TIMES = ("fit_seconds", "seconds")  # the columns that differ when a fit is made again

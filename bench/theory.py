@@ -92,6 +92,7 @@ class Theorem:
         sigma_s: second moment of chosen minus rejected.
         sigma_m: covariance of the annotated rows.
         mu_s: mean of chosen minus rejected; shape (d,).
+        c_m: covariance of features with attributes; shape (d, k).
         w_s: Sigma_S^-1 mu_S, the head of pairs; shape (d,).
         w_m: Sigma_M^-1 C_M, the attribute heads; shape (d, k).
         alpha: of each attribute; n is the rows that have it.
@@ -104,6 +105,7 @@ class Theorem:
     sigma_s: Ridged
     sigma_m: Ridged
     mu_s: Floats
+    c_m: Floats
     w_s: Floats
     w_m: Floats
     alpha: list[Estimate]
@@ -180,6 +182,7 @@ def theorem(view: TrainingView, *, ridge: float = RIDGE, resamples: int = 300, s
         sigma_s=ridges[0],
         sigma_m=ridges[1],
         mu_s=mu_s,
+        c_m=c_m,
         w_s=w_s,
         w_m=w_m,
         alpha=estimates[:-1],

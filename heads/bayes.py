@@ -40,7 +40,7 @@ class Bayes(HasOptions):
     Attributes:
         l2: as in `linear`.
         scaling: "standard" standardises channels; "rms" divides each row by its root mean square first; "whiten" makes
-            the standardised channels uncorrelated.
+            the standardised channels uncorrelated; "none" leaves features as they are.
         kappa: standard deviations that the lower bound is below the mean.
         variant: which of "reward" (the mean) and "lower" is `score`.
     """

@@ -52,7 +52,7 @@ class Linear(HasOptions):
         l2: strength of the penalty; None chooses the best of L2_GRID by the validation pairs' loss
             (L2_WITHOUT_VALIDATION when there are none).
         scaling: "standard" standardises channels; "rms" divides each row by its root mean square first; "whiten" makes
-            the standardised channels uncorrelated.
+            the standardised channels uncorrelated; "none" leaves features as they are.
     """
 
     name: ClassVar[str] = "linear"

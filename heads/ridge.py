@@ -60,7 +60,7 @@ class Ridge(HasOptions):
         l2: strength of the penalty for all attributes; None chooses for each the best of L2_GRID by its squared error
             on the validation rows (L2_WITHOUT_VALIDATION when it has none there).
         scaling: "standard" standardises channels; "rms" divides each row by its root mean square first; "whiten" makes
-            the standardised channels uncorrelated.
+            the standardised channels uncorrelated; "none" leaves features as they are.
     """
 
     name: ClassVar[str] = "ridge"

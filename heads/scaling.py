@@ -7,7 +7,7 @@ head standardises on its training rows and keeps the scaler with its weights.
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, Self, get_args
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from heads.eigen import EigenBasis
 from heads.spaces import Choice
 from heads.streaming import TRAINING, fits
 
-Scaling = Literal["standard", "rms", "whiten"]
-SCALINGS = Choice(get_args(Scaling))  # every one may be drawn in tuning
+Scaling = Literal["standard", "rms", "whiten", "none"]
+SCALINGS = Choice(("standard", "rms", "whiten"))  # drawn in tuning; features as they are stand for what others do
 
 BLOCK = 512  # rows at a time: a block stays in the CPU's cache, and float32 sums within it stay exact enough
 
@@ -28,6 +28,8 @@ BLOCK = 512  # rows at a time: a block stays in the CPU's cache, and float32 sum
 @dataclass(frozen=True)
 class Scaler:
     """Standardises each channel on the rows it was fitted on; may divide each row by its RMS first, or whiten after.
+
+    Scaling "none" leaves rows as they are: mean 0, scale 1.
 
     Attributes:
         mean: channel means; shape (d,), float32.
@@ -57,6 +59,9 @@ class Scaler:
             )
         if not len(rows):
             raise ValueError("there are no training rows to standardise on; give pairs or attribute scores")
+        if scaling == "none":
+            check_finite(features, rows)
+            return cls(torch.zeros(features.shape[1]), torch.ones(features.shape[1]), row_rms=False)
         row_rms = scaling == "rms"
         count, mean, squares = 0, torch.zeros(()), torch.zeros(())
         for block in row_blocks(features, rows, row_rms=row_rms):

@@ -76,7 +76,7 @@ class SMORM(HasOptions):
         epochs: most passes over the training data.
         patience: epochs without a better validation loss (of the joint objective) before stopping.
         scaling: "standard" standardises channels; "rms" divides each row by its root mean square first; "whiten" makes
-            the standardised channels uncorrelated.
+            the standardised channels uncorrelated; "none" leaves features as they are.
         precision: of the GEMMs in training; "auto" is bfloat16 where the CPU has it. Scores are always float32.
     """
 

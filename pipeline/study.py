@@ -5,6 +5,7 @@ whole; a kill loses the cells since the last one, and these are run again.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -12,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+import bench
+import cache
+import heads
+import pipeline
 from bench.study_results import RESULTS
 from cache.files import read_json, write_json, write_table
 from cache.store import Store
+from heads.training import compute_dtype
 from pipeline.progress import Progress, clock, say
 from pipeline.study_cell import Row
 from pipeline.study_data import load_study
@@ -69,11 +76,12 @@ def run_study(options: StudyOptions) -> dict[str, Any]:
     with _locked(folder):
         definitions = json.loads(json.dumps(work.data.definitions))  # as they are read back: lists for tuples
         known = _merged(folder, definitions)
-        write_json(folder / "study.json", {"cells": len(cells), **known})
         if options.retry_failed:
             _forget_failed(folder)
         done = finished(folder)
         left = [cell for cell in cells if cell.name not in done]
+        makers = _makers(folder, made_with(), more=bool(left))
+        write_json(folder / "study.json", {"cells": len(cells), **known, "made_with": makers})
         say(f"{study.name}: {len(cells):,} fits, {len(cells) - len(left):,} in the store already")
         recorder, started = Recorder(folder, timings(folder)), time.monotonic()
         if left:
@@ -156,11 +164,13 @@ class Recorder:
             self._write()
 
     def _write(self) -> None:
-        if self._rows:
+        # First of all: stopped between the renaming of a part and here, they would be written again.
+        rows, self._rows, self._waiting = self._rows, [], 0
+        if rows:
             numbers = [int(path.stem.removeprefix("part-")) for path in parts(self.folder)]
             path = self.folder / f"part-{max(numbers, default=-1) + 1:05d}.parquet"
-            write_table(path, pa.Table.from_pylist(self._rows, schema=RESULTS))
-        self._rows, self._waiting, self._written = [], 0, time.monotonic()
+            write_table(path, pa.Table.from_pylist(rows, schema=RESULTS))
+        self._written = time.monotonic()
 
 
 def parts(folder: Path) -> list[Path]:
@@ -215,6 +225,10 @@ def _merged(folder: Path, definitions: Mapping[str, Any]) -> dict[str, Any]:
     Raises: ValueError if results were made from something else under the same name.
     """
     before = read_json(folder / "study.json") if (folder / "study.json").is_file() else {}
+    if parts(folder) and not before:
+        raise ValueError(
+            f"{folder} has results, and no study.json that says what they are of; put it back, or remove the folder"
+        )
     for kind, named in definitions.items():
         for name, meaning in named.items():
             if name in before.get(kind, {}) and before[kind][name] != meaning:
@@ -229,6 +243,36 @@ def _merged(folder: Path, definitions: Mapping[str, Any]) -> dict[str, Any]:
         )
     merged = {kind: {**before.get(kind, {}), **named} for kind, named in definitions.items()}
     return {**merged, "evaluate": definitions["evaluate"]}
+
+
+def made_with() -> dict[str, Any]:
+    """What results depend on beside the study: library versions, a hash of the code, and the dtype of products."""
+    rooms = [Path(room.__file__ or "").parent for room in (cache, heads, bench, pipeline)]
+    sources = [path.read_bytes() for room in rooms for path in sorted(room.rglob("*.py"))]
+    return {
+        "versions": {name: version(name) for name in ("rewardheads", "torch", "numpy", "scipy", "lightgbm")},
+        "code": hashlib.sha256(b"".join(sources)).hexdigest()[:16],
+        "precision": str(compute_dtype("auto")).removeprefix("torch."),
+    }
+
+
+def _makers(folder: Path, now: Mapping[str, Any], *, more: bool) -> list[Mapping[str, Any]]:
+    """What the study's results were made with so far, and what `more` will be made with.
+
+    Raises: ValueError if products were rounded otherwise before: one head would differ from another by the machine.
+    """
+    before = read_json(folder / "study.json").get("made_with", []) if parts(folder) else []
+    if not more or now in before:
+        return list(before)
+    for one in before:
+        if one["precision"] != now["precision"]:
+            raise ValueError(
+                f"{folder} has results of a machine that multiplies in {one['precision']}, and this one does in "
+                f"{now['precision']}; go on there, or give the study another name"
+            )
+    if before:
+        say(f"{folder} has results of other code or libraries; study.json tells which, and results are mixed from here")
+    return [*before, now]
 
 
 def _forget_failed(folder: Path) -> None:

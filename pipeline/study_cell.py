@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,16 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Judged:
-    """What fits are judged on: its rows of a matrix, contiguous, and how scores of them become numbers."""
+    """What fits are judged on: its rows of a matrix, contiguous, and how scores of them become numbers.
+
+    Of a pool also what gold itself would gain, and gold's standard deviation within a prompt; NaN for pairs.
+    """
 
     features: NDArray[np.float32]
     pool: PoolEvaluator | None
     pairs: Rows
     oracle: float
+    scale: float
 
     def judge(self, scores: NDArray[np.float32]) -> Row:
         """The columns of the results that speak of these scores."""
@@ -54,12 +58,15 @@ class Judged:
         return {
             "gain": float(np.nanmean(found.gains)),
             "oracle": self.oracle,
+            "scale": self.scale,
             "spearman": _known(found.spearman),
             "accuracy": _known(found.accuracy),
             "n": int(np.isfinite(found.gains).sum()),
             "best_of_n": found.curve.tolist(),
+            "proxy_best_of_n": _list(found.proxy),
             "gains": _list(found.gains),
             "accuracies": _list(found.accuracies),
+            "curves": [curve[np.isfinite(curve)].tolist() for curve in found.curves],
         }
 
 
@@ -69,7 +76,7 @@ class CellRunner:
 
     Attributes:
         data: of the study.
-        heads: of the study, by name.
+        heads: of the study, by name; each may be judged on more.
         evaluate: what every fit is judged on beside its own pool.
         valid_share: share of the annotated pairs for early stopping.
     """
@@ -80,6 +87,7 @@ class CellRunner:
     valid_share: float
     _matrices: dict[str, NDArray[np.float32]] = field(default_factory=dict, init=False)
     _judged: dict[tuple[str, str], Judged] = field(default_factory=dict, init=False)
+    _choices: dict[Cell, Rows] = field(default_factory=dict, init=False)
     _drawn: dict[tuple[str, Pairing, int, bool], tuple[Rows, NDArray[np.float64]]] = field(
         default_factory=dict, init=False
     )
@@ -106,12 +114,11 @@ class CellRunner:
         told = {
             "error_rate": float(np.mean(~both)),
             "mean_gap": float(np.concatenate([fit.gaps, stop.gaps]).mean() / pool.scale),
-            "scale": pool.scale,
             "epochs": history.epochs,
             "fit_seconds": history.seconds,
         }
         rows = []
-        for target in dict.fromkeys((cell.pool, *self.evaluate)):
+        for target in dict.fromkeys((cell.pool, *self.evaluate, *spec.evaluate)):
             judged = self._target(cell.features, target)
             for scorer, scores in head.scores(judged.features).items():
                 rows.append({**told, "judged_on": target, "scorer": scorer, **judged.judge(scores)})
@@ -144,7 +151,12 @@ class CellRunner:
         annotator = Annotator(cell.beta, pool.scale)
         held = self._annotated(cell, annotator, stop=True).take(slice(stop))
         could = self._annotated(cell, annotator, stop=False).take(slice(candidates(cell.choice, fit)))
-        return could.take(slice(fit) if cell.choice == "random" else self._chosen(cell, could, fit)), held
+        if cell.choice == "random":
+            return could.take(slice(fit)), held
+        asked = replace(cell, head="")  # whose fits they are for has no part in the choice, which takes seconds
+        if asked not in self._choices:
+            self._choices[asked] = self._chosen(cell, could, fit)
+        return could.take(self._choices[asked]), held
 
     def _annotated(self, cell: Cell, annotator: Annotator, *, stop: bool) -> Annotations:
         """All pairs of the largest draw that any cell needs, annotated; smaller draws are its beginning."""
@@ -196,12 +208,12 @@ class CellRunner:
     def _prepare(self, matrix: NDArray[np.float32], target: str) -> Judged:
         if target not in self.data.pools:
             rows, inside = np.unique(self.data.pair_sets[target], return_inverse=True)
-            return Judged(matrix[rows], None, inside.reshape(-1, 2), float("nan"))
+            return Judged(matrix[rows], None, inside.reshape(-1, 2), float("nan"), float("nan"))
         pool = self.data.pools[target]
         held = np.flatnonzero(pool.test)
         evaluator = PoolEvaluator.of(pool.gold[held], pool.prompts[held])
         oracle = float(np.nanmean(evaluator.judge(pool.gold[held]).gains))
-        return Judged(matrix[pool.rows[held]], evaluator, np.empty((0, 2), dtype=np.int64), oracle)
+        return Judged(matrix[pool.rows[held]], evaluator, np.empty((0, 2), dtype=np.int64), oracle, pool.scale)
 
     def _matrix(self, features: str) -> NDArray[np.float32]:
         if features not in self._matrices:

@@ -3,6 +3,7 @@
 Everything a cell could lack is looked for here, before anything runs.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -22,6 +23,7 @@ from cache.views import TrainingView
 from heads.registry import make_head
 from pipeline.features import centred, stored
 from pipeline.gold import gold_pool
+from pipeline.study_attributes import attribute_scores
 from pipeline.study_spec import FeatureSpec, Study
 
 Rows = NDArray[np.int64]
@@ -104,7 +106,7 @@ def load_study(store: Store, study: Study) -> StudyData:
     Raises: ValueError that names what is missing: a dataset, judge, vector, attribute, or pairs enough.
     """
     pools = {name: store.dataset(spec.dataset) for name, spec in study.pools.items()}
-    others = {name: store.dataset(name) for name in study.evaluate if name not in study.pools}
+    others = {name: store.dataset(name) for name in study.targets if name not in study.pools}
     for name, dataset in others.items():
         if not len(dataset["pairs"]):
             raise ValueError(f"evaluate names {name!r}, which is no pool of the study and has no pairs to judge by")
@@ -121,13 +123,11 @@ def load_study(store: Store, study: Study) -> StudyData:
     data = {name: _pool_data(store, study, name, dataset, row_of) for name, dataset in pools.items()}
     most = _check_quantities(study, data)
     seen = tuned.union(*(dataset["responses"]["prompt_id"].to_pylist() for dataset in pools.values()))
-    return StudyData(
-        features=features,
-        pools=data,
-        pair_sets={name: _pair_set(study, dataset, row_of, seen) for name, dataset in others.items()},
-        most=most,
-        definitions=_definitions(store, study, {**pools, **others}, embeddings),
-    )
+    pair_sets = {name: _pair_set(study, dataset, row_of, seen) for name, dataset in others.items()}
+    judged = {name: _digest(ids, one.rows) for name, one in data.items()}
+    judged |= {name: _digest(ids, pairs.reshape(-1)) for name, pairs in pair_sets.items()}
+    definitions = _definitions(store, study, {**pools, **others}, embeddings, judged)
+    return StudyData(features, data, pair_sets, most, definitions)
 
 
 def _seen_by_backbones(study: Study, datasets: Sequence[Dataset], embeddings: Mapping[str, Embeddings]) -> set[str]:
@@ -231,6 +231,7 @@ def _pool_data(store: Store, study: Study, name: str, dataset: Dataset, row_of: 
         raise ValueError(f"pools.{name}: {error}") from error
     kept = np.array([number for number, key in enumerate(pool.response_ids) if key in row_of], dtype=np.int64)
     ids = [pool.response_ids[number] for number in kept]
+    attributes = attribute_scores(store, name, spec, ids, pool.gold[kept])
     prompts, number_of = np.unique([pool.prompt_ids[number] for number in kept], return_inverse=True)
     test = is_test(prompts, share=study.split.test_share, seed=study.split.seed)
     if test.sum() < 2:
@@ -245,22 +246,8 @@ def _pool_data(store: Store, study: Study, name: str, dataset: Dataset, row_of: 
         scale=gold_scale(pool.gold[kept], number_of),
         test=test[number_of],
         stop={seed: is_valid(prompts, share=study.split.valid_share, seed=seed)[number_of] for seed in study.seeds},
-        attributes=None if spec.attributes is None else _attributes(store.dataset(spec.attributes), name, ids),
+        attributes=attributes,
     )
-
-
-def _attributes(dataset: Dataset, pool: str, ids: Sequence[str]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """(n, k) mean scores of the pool's responses, NaN where there is none, and the attributes' names."""
-    table = dataset["attributes"].group_by(["response_id", "attribute"]).aggregate([("score", "mean")])
-    names = tuple(sorted(table["attribute"].unique().to_pylist()))
-    place = {key: number for number, key in enumerate(ids)}
-    scores = np.full((len(ids), len(names)), np.nan, dtype=np.float32)
-    for key, attribute, score in zip(*(table[column].to_pylist() for column in table.column_names), strict=True):
-        if key in place:
-            scores[place[key], names.index(attribute)] = score
-    if not np.isfinite(scores).any():
-        raise ValueError(f"pools.{pool}.attributes: dataset {dataset.name!r} has no attribute of the pool's responses")
-    return scores, names
 
 
 def _check_quantities(study: Study, pools: Mapping[str, PoolData]) -> dict[tuple[str, Pairing], tuple[int, int]]:
@@ -340,16 +327,30 @@ def _pair_set(study: Study, dataset: Dataset, row_of: Mapping[str, int], seen: s
     return np.array(kept, dtype=np.int64)
 
 
+def _digest(ids: Sequence[str], rows: Rows) -> str:
+    """A hash of the responses in these rows: those that all embeddings have, so another embedding may change them."""
+    return hashlib.sha256("\n".join(ids[row] for row in rows).encode()).hexdigest()[:16]
+
+
 def _definitions(
-    store: Store, study: Study, datasets: Mapping[str, Dataset], embeddings: Mapping[str, Embeddings]
+    store: Store,
+    study: Study,
+    datasets: Mapping[str, Dataset],
+    embeddings: Mapping[str, Embeddings],
+    responses: Mapping[str, str],
 ) -> dict[str, Any]:
-    """By kind and name, what results depend on beside the place in the grid."""
+    """By kind and name, what results depend on beside the place in the grid; `responses` are hashes of those kept."""
+
+    def targets(names: Sequence[str]) -> dict[str, Any]:
+        return {name: [datasets[name].info["content_hash"], responses[name]] for name in names}
+
     return {
         "split": {"all": vars(study.split)},
         "pools": {
             name: {
                 **vars(spec),
                 "content": datasets[name].info["content_hash"],
+                "responses": responses[name],
                 "attributes_content": spec.attributes and store.dataset(spec.attributes).info["content_hash"],
             }
             for name, spec in study.pools.items()
@@ -359,8 +360,12 @@ def _definitions(
             for name, one in embeddings.items()
         },
         "heads": {
-            name: {"head": spec.head, "options": make_head(spec.head, spec.options).get_params()}
+            name: {
+                "head": spec.head,
+                "options": make_head(spec.head, spec.options).get_params(),
+                "evaluate": targets(spec.evaluate),
+            }
             for name, spec in study.heads.items()
         },
-        "evaluate": {name: datasets[name].info["content_hash"] for name in study.evaluate if name in datasets},
+        "evaluate": targets(study.evaluate),
     }

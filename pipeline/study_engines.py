@@ -48,7 +48,7 @@ def _run_in(executor: ProcessPoolExecutor, cells: Sequence[Cell]) -> Iterator[tu
     futures = {executor.submit(_run, cell): cell for cell in cells}
     try:
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            yield futures.pop(future), future.result()  # held on to, all results of the study would be in memory
     except BrokenProcessPool as error:
         raise ValueError(
             "a process of the study died, perhaps for want of memory; what was finished is in the store: give the same "

@@ -21,11 +21,19 @@ Options = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class PoolSpec:
-    """A pool to annotate and judge on: a dataset, whose gold, and where attribute scores of its responses are."""
+    """A pool to annotate and judge on.
+
+    Attributes:
+        dataset: with responses.
+        judge: whose gold; None takes the only one.
+        attributes: dataset of attribute scores of its responses; None without.
+        use: those of its attributes that heads are fitted on; empty takes all.
+    """
 
     dataset: str
     judge: str | None = None
     attributes: str | None = None
+    use: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,11 @@ class FeatureSpec:
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """A head and the options that differ from its defaults."""
+    """A head, the options that differ from its defaults, and what its fits are judged on beside all others'."""
 
     head: str
     options: Options
+    evaluate: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, order=True)
@@ -115,6 +124,11 @@ class Study:
     grids: tuple[Grid, ...]
     evaluate: tuple[str, ...] = ()
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Everything that some fit is judged on beside its own pool."""
+        return tuple(dict.fromkeys([*self.evaluate, *(name for head in self.heads.values() for name in head.evaluate)]))
+
     def cells(self) -> list[Cell]:
         """Every cell once, seed by seed, so that a study that was stopped has whole seeds."""
         found: dict[Cell, None] = {}
@@ -163,15 +177,16 @@ def parse_study(content: object) -> Study:
         features=features,
         heads=heads,
         grids=tuple(_grid(grid, f"grids[{number}]", known) for number, grid in enumerate(grids)),
-        evaluate=tuple(_text(each, "evaluate") for each in _list(top["evaluate"], "evaluate"))
-        if top.get("evaluate")
-        else (),
+        evaluate=_evaluate(top, "evaluate"),
     )
 
 
 def _pool(value: object, where: str) -> PoolSpec:
-    given = _mapping(value, where, required=("dataset",), optional=("judge", "attributes"))
-    return PoolSpec(**{key: _text(text, f"{where}.{key}") for key, text in given.items()})
+    given = _mapping(value, where, required=("dataset",), optional=("judge", "attributes", "use"))
+    if "use" in given and "attributes" not in given:
+        raise ValueError(f"{where}.use names attributes, and {where}.attributes names no dataset that has them")
+    use = tuple(_text(each, f"{where}.use") for each in _list(given["use"], f"{where}.use")) if "use" in given else ()
+    return PoolSpec(**{key: _text(text, f"{where}.{key}") for key, text in given.items() if key != "use"}, use=use)
 
 
 def _features(value: object, where: str) -> FeatureSpec:
@@ -182,7 +197,7 @@ def _features(value: object, where: str) -> FeatureSpec:
 
 
 def _head(name: str, value: object, where: str) -> HeadSpec:
-    given = _mapping(value if value is not None else {}, where, optional=("head", "options"))
+    given = _mapping(value if value is not None else {}, where, optional=("head", "options", "evaluate"))
     head = _text(given.get("head", name), f"{where}.head")
     options = _named(given["options"], f"{where}.options") if given.get("options") else {}
     try:
@@ -191,7 +206,11 @@ def _head(name: str, value: object, where: str) -> HeadSpec:
         raise ValueError(f"{where}: {error}") from error
     if "pairs" not in made.needs:
         raise ValueError(f"{where}: head {head} is not fitted on pairs, and pairs are what a study varies")
-    return HeadSpec(head, options)
+    return HeadSpec(head, options, _evaluate(given, f"{where}.evaluate"))
+
+
+def _evaluate(given: Options, where: str) -> tuple[str, ...]:
+    return tuple(_text(each, where) for each in _list(given["evaluate"], where)) if given.get("evaluate") else ()
 
 
 def _grid(value: object, where: str, known: Mapping[str, tuple[str, ...]]) -> Grid:

@@ -119,10 +119,17 @@ def _theorem_rows(options: TheoryOptions, train: TrainingView, test: TrainingVie
         yield _row("lambda", name, _alone(sigma.strength, n), ridge)
         yield _row("effective rank / d", name, _alone(sigma.rank / d, n), f"tr {name} ({name} + lambda I)^-1 / d")
     yield _row("|mu_S|", None, _alone(float(np.linalg.norm(found.mu_s)), pairs), "mu_S = E[f_c - f_r]")
+    for name, size in zip(train.attribute_names, np.linalg.norm(found.c_m, axis=0).tolist(), strict=True):
+        yield _row("|C_M|", name, _alone(size, annotated), "C_M = E[f_m r^T], its column")
     for name, estimate in zip(train.attribute_names, found.alpha, strict=True):
         yield _row("alpha", name, estimate, "alpha = mu_S^T Sigma_M^-1 C_M, C_M = E[f_m r^T]")
     yield _row("1^T alpha", None, found.total, "assumed: 1^T alpha >= 0")
-    yield _row("draws with 1^T alpha > 0", None, _alone(found.positive, found.total.n), "share of bootstrap draws")
+    yield _row(
+        "draws with 1^T alpha > 0",
+        None,
+        _alone(found.positive, found.total.n),
+        "share of reflected draws, 2 x value - draw",
+    )
     yield _row("separation", None, _alone(found.separation, pairs), "mu_S^T Sigma_S^-1 mu_S")
     yield _row("c", "training pairs", _alone(found.c, pairs), "c = 1^T alpha / (K mu_S^T Sigma_S^-1 mu_S)")
     gap = "|c E[r_s(c) - r_s(r)] - E[r_m(c) - r_m(r)]| = 0"

@@ -5,7 +5,6 @@ import pytest
 
 from bench.annotate import Annotator
 from bench.consistency import consistency
-from bench.differences import quality
 from bench.ordering import order_consistency
 
 
@@ -57,7 +56,7 @@ def test_expected_agreement_is_the_mean_of_annotators_that_are_drawn() -> None:
     first, second = start + np.tile(one, 50), start + np.tile(other, 50)
     dr = gold[first] - gold[second]
     for _ in range(200):
-        annotated = np.sign(dr) * np.where(generator.random(len(dr)) < quality(dr, Annotator(2.0, 1.0)), 1, -1)
+        annotated = np.sign(dr) * np.where(generator.random(len(dr)) < Annotator(2.0, 1.0).quality(dr), 1, -1)
         shares.append((annotated == np.sign(scores[first, 0] - scores[second, 0])).mean())
     assert found.annotation.value == pytest.approx(np.mean(shares), abs=0.003)
 

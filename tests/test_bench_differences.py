@@ -6,7 +6,7 @@ import pytest
 from bench import differences as module
 from bench.annotate import Annotator
 from bench.annotation_quality import gaussian_mean_gap
-from bench.differences import Difference, differences, gaussian_quality, quality
+from bench.differences import Difference, differences, gaussian_quality
 
 
 def gaussian_pool(prompts: int, n: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +50,7 @@ def test_formulas_against_draws() -> None:
         assert gaussian_mean_gap(np.array(m), spread) == pytest.approx(dr.mean(), abs=0.006)
         for beta in (0.5, 5.0):
             annotator = Annotator(beta, 1.0)
-            drawn = quality(dr, annotator).mean()
+            drawn = annotator.quality(dr).mean()
             assert gaussian_quality(np.array(m), spread, annotator) == pytest.approx(drawn, abs=0.002)
 
 
@@ -84,9 +84,9 @@ def test_intervals_cover_the_truth() -> None:
 
 def test_extreme_annotators() -> None:
     dr = np.array([0.0, 0.1, -3.0])
-    assert quality(dr, Annotator(math.inf, 2.0)).tolist() == [0.5, 1.0, 1.0]
-    assert quality(dr, Annotator(0.0, 2.0)).tolist() == [0.5, 0.5, 0.5]
-    assert quality(dr, Annotator(4.0, 2.0))[2] == pytest.approx(s(6))
+    assert Annotator(math.inf, 2.0).quality(dr).tolist() == [0.5, 1.0, 1.0]
+    assert Annotator(0.0, 2.0).quality(dr).tolist() == [0.5, 0.5, 0.5]
+    assert Annotator(4.0, 2.0).quality(dr)[2] == pytest.approx(s(6))
 
 
 def test_many_prompts_are_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,14 +13,16 @@ from test_bench_results import write_dataset, write_embeddings, write_run
 from bench.intervals import Estimate
 from bench.judge import METRICS
 from bench.report import render, write_report
+from bench.report.best_of_n import _panels
 from bench.report.charts import Axis, interval_row
 from bench.report.curves import LABEL_GAP, MOST_POINTS, Line, curve_chart, thinned
 from bench.report.heat import shade
 from bench.report.leaderboard import remarks
 from bench.report.names import Name, Origin
 from bench.report.page import gather
-from bench.report.source import query_command
+from bench.report.source import Answer, Score, Source, query_command
 from cache.files import write_table
+from cache.records import Dataset
 from cache.store import Store
 
 EVIL = "<script>alert('x')</script>"
@@ -184,6 +186,43 @@ def test_remarks_tell_chance_and_length(store: Path) -> None:
     assert "Rows rest on 30 to 90 pairs" in said
     assert "3 of 3 cannot be told from chance" in said
     assert "length alone does at least as well (60.0 %)" in said
+
+
+def test_what_is_below_chance_can_be_told_from_it(store: Path) -> None:
+    row = gather(store).boards[0].rows[0]
+    worse = replace(row, accuracy=Estimate(0.4, 30, 0.35, 0.45))
+    said = " ".join(remarks([replace(row, accuracy=Estimate(0.7, 30, 0.6, 0.8)), worse], Origin.of([row.name], "hh")))
+    assert "chance" not in said
+
+
+def test_gold_is_a_share_of_what_the_head_s_own_prompts_allow(store: Path) -> None:
+    """Groups are judged on different prompts: here b's allow twice what a's do."""
+    rows = [
+        {"group": group, "scorer": scorer, "metric": metric, "at": float(at), "value": value, "low": value,
+         "high": value, "n": n}
+        for group, n, most in (("a", 10, 2.0), ("b", 20, 4.0))
+        for scorer, metric, end in (("oracle", "best_of_n_gain", most), ("reward", "best_of_n_gain", 1.0),
+                                    ("reward", "best_of_n_proxy_gain", 3.0))
+        for at, value in ((1, 0.0), (2, end))
+    ]  # fmt: skip
+    source, faces = Source.open(store), [Score("a", "reward"), Score("b", "reward")]
+    source.names.update({group: Name(group, "", "hh") for group in "ab"})
+    panels = _panels(source, faces, Answer("", rows))
+    assert [panel.end for panel in panels] == [0.5, 0.25]
+
+
+def test_annotations_are_made_again_by_annotate(store: Path) -> None:
+    hh = Store(store).dataset("hh")
+    asked = {"pool": "hh", "judge": "ann", "pairing": "same", "beta": "inf", "scale": 1.5, "pairs_per_prompt": 2,
+             "with_replacement": True, "seed": 3}  # fmt: skip
+    info = {**hh.info, "format": "annotated pool", "rows": 40, "origin": {"annotated": {**asked, "pairs": 40}}}
+    Store(store).write_dataset(Dataset("noisy", hh.tables, info))
+    lines = [shlex.split(command) for command in gather(store).commands]
+    assert [line[1] for line in lines] == ["embed", "annotate", "fit", "evaluate", "report"]
+    assert " ".join(lines[1][2:]) == (
+        "hh --pairing same --beta inf --pairs 40 --pairs-per-prompt 2 --with-replacement --seed 3 --judge ann "
+        "--name noisy"
+    )
 
 
 def test_an_axis_has_round_ticks_around_its_values() -> None:

@@ -41,6 +41,7 @@ def test_two_channels_by_hand() -> None:
     assert found.mu_s == pytest.approx([4 / 3, 4 / 3])
     assert found.sigma_s.sigma.tolist() == pytest.approx(np.array([[8, 4], [4, 8]]) / 3)
     assert found.sigma_m.sigma.tolist() == pytest.approx(np.eye(2))
+    assert found.c_m.tolist() == pytest.approx(np.diag([1.0, -1.0]))
     assert found.w_s == pytest.approx([1 / 3, 1 / 3])
     assert found.w_m.tolist() == pytest.approx(np.diag([1.0, -1.0]))
     assert [one.value for one in found.alpha] == pytest.approx([4 / 3, -4 / 3])

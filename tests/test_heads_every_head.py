@@ -142,13 +142,14 @@ def test_attributes_are_predicted_in_their_own_units(name: str) -> None:
         assert np.corrcoef(predicted["brief"], TEST.attributes[:, 1])[0, 1] > 0.8
 
 
-@pytest.mark.parametrize("scaling", ["rms", "whiten"])
+@pytest.mark.parametrize("scaling", ["rms", "whiten", "none"])
 @pytest.mark.parametrize("name", [name for name in HEADS if "scaling" in make_head(name).get_params()])
 def test_every_scaling_learns_and_is_saved(name: str, scaling: str, tmp_path: Path) -> None:
     head = make_head(name, {**QUICK.get(name, {}), "scaling": scaling})
     head.fit(TRAIN, VALID, seed=0)
     scores = head.score(TEST.features)
-    assert np.mean(scores[TEST.pairs[:, 0]] > scores[TEST.pairs[:, 1]]) > 0.8
+    # Without scaling, outlier channels may keep a network from learning anything: that is what scaling is for.
+    assert scaling == "none" or np.mean(scores[TEST.pairs[:, 0]] > scores[TEST.pairs[:, 1]]) > 0.8
     head.save(tmp_path)
     np.testing.assert_array_equal(load_head(tmp_path).score(TEST.features), scores)
     assert load_head(tmp_path).score(TEST.features[:0]).shape == (0,)

@@ -57,6 +57,17 @@ def test_rms_scaling_does_not_see_the_length_of_a_row() -> None:
     )
 
 
+def test_scaling_none_is_the_identity_and_still_refuses_what_is_not_finite() -> None:
+    features = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32) * 300 + 5
+    scaler = Scaler.fit(features, everything(features), scaling="none")
+    assert scaler.transform(features, everything(features)).numpy().tolist() == features.tolist()
+    weight = torch.arange(6.0)
+    assert scaler.folded(weight).tolist() == weight.tolist()
+    features[7, 2] = np.nan
+    with pytest.raises(ValueError, match="row 7 of features holds NaN"):
+        Scaler.fit(features, everything(features), scaling="none")
+
+
 def test_features_are_left_as_they_were_and_may_be_a_read_only_memory_map(tmp_path: Path) -> None:
     features = np.random.default_rng(0).normal(size=(600, 3)).astype(np.float32)
     np.save(tmp_path / "features.npy", features)

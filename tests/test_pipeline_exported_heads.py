@@ -19,6 +19,7 @@ from pipeline.exported.modeling_reward_head import SavedHead
 OTHERS: list[tuple[str, dict[str, object]]] = [
     ("linear", {"scaling": "rms"}),
     ("linear", {"scaling": "whiten"}),
+    ("bt", {"scaling": "none"}),
     ("bayes", {"variant": "lower", "kappa": 2.0}),
     ("bt", {"hidden": (8, 4), "activation": "gelu"}),
     ("clf", {"scaling": "whiten"}),

@@ -30,7 +30,7 @@ PROMPTS, RESPONSES = 80, 6
 STUDY: dict[str, Any] = {
     "study": "try",
     "seeds": 2,
-    "pools": {"pool": {"dataset": "pool", "attributes": "pool"}},
+    "pools": {"pool": {"dataset": "pool", "attributes": "pool", "use": ["helpful"]}},
     "features": {"z": {"columns": "L2.last"}},
     "heads": {"linear": None, "bt": {"options": {"epochs": 3}}, "smorm": {"options": {"epochs": 2}}},
     "grids": [
@@ -54,6 +54,7 @@ def store(tmp_path: Path) -> Path:
     generator = np.random.default_rng(0)
     builders = {"pool": DatasetBuilder("pool"), "prefs": DatasetBuilder("prefs")}
     vectors = generator.standard_normal((PROMPTS * (RESPONSES + 2), 8)).astype(np.float32)
+    noise = generator.standard_normal((PROMPTS, RESPONSES))
     rewards = iter(2 * vectors[:, 0] + 0.1 * vectors[:, 1])
     for number in range(PROMPTS):
         message = [{"role": "user", "content": f"why {number}"}]
@@ -61,7 +62,10 @@ def store(tmp_path: Path) -> Path:
             key = builders["pool"].add_response(message, f"answer {response}")
             reward = float(next(rewards))
             builders["pool"].add_gold(key, "oracle", reward)
-            builders["pool"].add_attribute(key, "helpful", round(reward, 3))
+            builders["pool"].add_attribute(key, "helpful", round(reward + 0.3 * float(noise[number, response]), 3))
+            builders["pool"].add_attribute(key, "gold", -2 * reward + 1)
+            builders["pool"].add_attribute(key, "a", float(noise[number, response]))
+            builders["pool"].add_attribute(key, "b", reward - float(noise[number, response]))
     for number in range(PROMPTS):
         message = [{"role": "user", "content": f"what {number}"}]
         ids = [builders["prefs"].add_response(message, f"answer {side}") for side in (0, 1)]
@@ -241,6 +245,11 @@ def test_centred_features_take_off_what_a_prompt_s_responses_share(store: Path) 
         ({"grids": [{**STUDY["grids"][0], "pairing": ["similar"]}]}, "100 similar pairs of pool pool are asked for"),
         ({"pools": {"pool": {"dataset": "pol"}}}, "no dataset 'pol'"),
         ({"pools": {"pool": {**STUDY["pools"]["pool"], "judge": "me"}}}, "pools.pool: no judge 'me'; dataset 'pool'"),
+        ({"pools": {"pool": {**STUDY["pools"]["pool"], "use": ["kind"]}}}, "no attribute 'kind'; there are a, b, gold"),
+        ({"pools": {"pool": {"dataset": "pool", "use": ["a"]}}}, "pools.pool.use names attributes, and"),
+        ({"pools": {"pool": {**STUDY["pools"]["pool"], "use": ["a", "gold"]}}}, "attribute 'gold' is gold itself"),
+        ({"pools": {"pool": {**STUDY["pools"]["pool"], "use": ["a", "b"]}}}, "a weighted sum of a, b is gold itself"),
+        ({"pools": {"pool": {**STUDY["pools"]["pool"], "judge": "helpful"}}}, "attribute 'helpful' is gold"),
         ({"pools": {"pool": {"dataset": "pool"}}}, "head smorm is fitted on attributes too, and pool pool names none"),
         ({"features": {"z": {"columns": "L9.last"}}}, "features.z: no embedding in"),
         ({"features": {"z": {"columns": "L2.last", "backbone": "big"}}}, "has L2.last of backbone big"),

@@ -67,6 +67,8 @@ def test_aligned_attributes_have_a_positive_sign_and_a_bound(run_cli: Callable[.
     rows = theory(run_cli, store, "--pairs", "prefs", "--attributes", "scores", "--use", "helpful")
     assert rows["1^T alpha", None]["low"] > 0
     assert rows["draws with 1^T alpha > 0", None]["value"] == 1
+    assert rows["draws with 1^T alpha > 0", None]["equation"].startswith("share of reflected draws")
+    assert rows["|C_M|", "helpful"]["value"] > 0
     assert rows["identity", "training pairs"]["value"] < 1e-12
     trained = rows["c", "training pairs"]["n"]
     assert trained + rows["c", "test pairs"]["n"] == PROMPTS

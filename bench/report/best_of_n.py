@@ -153,11 +153,13 @@ def _line(css: str, label: str, curve: Sequence[Estimate], *, banded: bool = Fal
 def _panels(source: Source, faces: list[Score], gains: Answer) -> tuple[Panel, ...]:
     """Gold and proxy of each face, each as a share of the gain of a perfect chooser of its own kind."""
     found = {score: keyed(rows, "metric", "at") for score, rows in gains.by_score().items()}
-    oracle = _of(found.get(Score("", "oracle"), {}), "best_of_n_gain")
+    # A group's own oracle: groups are judged on different prompts, and these allow more or less.
+    oracles = {group: _of(keyed(rows, "metric", "at"), "best_of_n_gain") for group, rows in gains.of("oracle").items()}
     drawn = [score for score in faces if score in found and _of(found[score], "best_of_n_gain")]
-    if not oracle or not oracle[-1].value > 0:
-        return ()
-    return tuple(_panel(source.name(score), found[score], oracle) for score in drawn)
+    allowed = [(score, oracles.get(score.group, [])) for score in drawn]
+    return tuple(
+        _panel(source.name(score), found[score], oracle) for score, oracle in allowed if oracle and oracle[-1].value > 0
+    )
 
 
 def _panel(name: Name, found: Mapping[tuple[str, float | None], Estimate], oracle: list[Estimate]) -> Panel:

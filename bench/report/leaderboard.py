@@ -150,7 +150,7 @@ def remarks(rows: list[BoardRow], origin: Origin) -> list[str]:
     if compared:
         level = sum(row.behind.high >= 0 for row in compared)
         said.append(f"On the same pairs, {level} of the other {len(compared)} shown cannot be told from it.")
-    at_chance = sum(row.accuracy.low <= CHANCE for row in rows)
+    at_chance = sum(row.accuracy.low <= CHANCE <= row.accuracy.high for row in rows)
     if at_chance:
         said.append(f"{at_chance} of {len(rows)} cannot be told from chance: the interval includes 50 %.")
     fewest, most = min(row.accuracy.n for row in rows), max(row.accuracy.n for row in rows)

@@ -26,7 +26,7 @@ def versions(runs: Iterable[Row]) -> dict[str, str]:
 def commands(
     connection: "DuckDBPyConnection", datasets: Mapping[str, Row], specs: Mapping[str, Row], groups: Iterable[Row]
 ) -> Iterator[str]:
-    """The commands, in order: embed, audit for copies that it cleaned, fit, evaluate, report.
+    """The commands, in order: embed, audit for copies that it cleaned, annotate, fit, evaluate, report.
 
     Args:
         connection: of `bench.results.connect`.
@@ -35,11 +35,15 @@ def commands(
         groups: `bench.report.page.Findings.groups`.
     """
     for fingerprint, dataset in _embedded(connection):
-        if "audit" not in datasets[dataset]["origin"]:  # its texts are the original's, and have their vectors
+        # Texts of a cleaned copy or of annotations are the original's, and have their vectors.
+        if not {"audit", "annotated"} & set(datasets[dataset]["origin"]):
             yield _line(["embed", *_source(dataset, datasets[dataset]), *_spec(specs[fingerprint])])
     for info in datasets.values():
         if "audit" in info["origin"]:
             yield _line(info["origin"]["audit"])
+    for name, info in datasets.items():
+        if "annotated" in info["origin"]:
+            yield _line(_annotate(name, info))
     judged_on = _judged_on(connection)
     for group in groups:
         if not group["group"].startswith("finetuned-"):  # embedding a fine-tuned backbone makes its head's run
@@ -63,6 +67,14 @@ def _source(name: str, info: Row) -> list[object]:
         words += [f"--{option}", origin[option]] if origin.get(option) else []
     shortened = any("--prompts" in left_out["reason"] for left_out in info.get("left_out", ()))  # else: ties
     return [*words, "--prompts", info["prompts"]] if shortened else words
+
+
+def _annotate(name: str, info: Row) -> list[object]:
+    asked = info["origin"]["annotated"]
+    words = ["annotate", asked["pool"], "--pairing", asked["pairing"], "--beta", asked["beta"], "--pairs", info["rows"]]
+    words += ["--pairs-per-prompt", asked["pairs_per_prompt"]] if asked["pairs_per_prompt"] else []
+    words += ["--with-replacement"] if asked["with_replacement"] else []
+    return [*words, "--seed", asked["seed"], "--judge", asked["judge"], "--name", name]
 
 
 def _spec(spec: Row) -> list[object]:

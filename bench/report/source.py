@@ -55,6 +55,14 @@ class Answer:
         # Groups may be judged on different prompts, and so may their controls: those on the most prompts are shown.
         return {score: max(groups.values(), key=_most) for score, groups in found.items()}
 
+    def of(self, scorer: str) -> dict[str, list[Row]]:
+        """The rows of one scorer by group: a control's for each group's own prompts."""
+        found: dict[str, list[Row]] = defaultdict(list)
+        for row in self.rows:
+            if row["scorer"] == scorer:
+                found[row["group"]].append(row)
+        return dict(found)
+
 
 @dataclass(frozen=True)
 class Source:
