@@ -75,11 +75,10 @@ class Bayes(HasOptions):
         return self.scores(features)[self.variant]
 
     def scores(self, features: Features) -> dict[str, NDArray[np.float32]]:
-        """Mean, lower bound and standard deviation of each row's reward, what `variant` names first."""
+        """Mean and lower bound of each row's reward, what `variant` names first; `sd` says how far they are apart."""
         linear = require_fitted(self._linear, self.name)
         reward = linear.score(features)
-        sd = self.sd(features)
-        found = {"reward": reward, "lower": reward - np.float32(self.kappa) * sd, "sd": sd}
+        found = {"reward": reward, "lower": reward - np.float32(self.kappa) * self.sd(features)}
         return {self.variant: found[self.variant], **found}
 
     def sd(self, features: Features) -> NDArray[np.float32]:

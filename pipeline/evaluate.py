@@ -22,7 +22,7 @@ from cache.embeddings import Embeddings
 from cache.files import write_table
 from cache.records import Dataset
 from cache.store import Store
-from heads.protocol import Head
+from heads.protocol import Head, Uncertain
 from heads.registry import load_head
 from pipeline.features import assemble_features
 from pipeline.fit_data import trained_prompts
@@ -254,24 +254,29 @@ def _embeddings_of(store: Store, run: dict[str, Any]) -> Embeddings:
 def _judge_run(store: Store, run: dict[str, Any], held: Held) -> pa.Table:
     directory = store.run_directory(run["run_id"])
     head: Head = load_head(directory)
-    scores = head.scores(held.data.view.features)
-    predicted = head.predict_attributes(held.data.view.features)
+    features = held.data.view.features
+    scores, predicted = head.scores(features), head.predict_attributes(features)
+    sd = head.sd(features) if isinstance(head, Uncertain) else None
     rows, content = judge(scores, predicted, held), held.dataset.info["content_hash"]
     metrics = to_table(rows, run_id=run["run_id"], dataset=held.dataset.name, content_hash=content)
-    _merge(directory / "scores.parquet", _score_table(run["run_id"], scores, predicted, held), "response_id")
+    _merge(directory / "scores.parquet", _score_table(run["run_id"], scores, sd, predicted, held), "response_id")
     _merge(directory / "metrics.parquet", metrics, "dataset")
     return metrics
 
 
 def _score_table(
-    run_id: str, scores: dict[str, NDArray[np.float32]], predicted: dict[str, NDArray[np.float32]], held: Held
+    run_id: str,
+    scores: dict[str, NDArray[np.float32]],
+    sd: NDArray[np.float32] | None,
+    predicted: dict[str, NDArray[np.float32]],
+    held: Held,
 ) -> pa.Table:
-    """run_id, response_id, score, then each further named score and predicted attribute, for the held-out rows."""
+    """For the held-out rows run_id, response_id, score, then what else the head says: scores, their sd, attributes."""
     ids = np.array(held.data.response_ids, dtype=object)[held.keep]
     first, *others = scores
     columns = {"run_id": pa.array([run_id] * len(ids)), "response_id": pa.array(ids, pa.string())}
     columns["score"] = pa.array(scores[first][held.keep])
-    named = scores if others else {}
+    named = {**(scores if others else {}), **({} if sd is None else {"sd": sd})}
     for name, values in {**named, **{attribute_column(name): values for name, values in predicted.items()}}.items():
         columns[name] = pa.array(values[held.keep])
     return pa.table(columns)
@@ -279,7 +284,7 @@ def _score_table(
 
 def attribute_column(name: str) -> str:
     """The column of scores.parquet with an attribute's predictions: its name, unless that is kept for a score."""
-    return f"attribute_{name}" if name in ("run_id", "response_id", "score", "F", "L", "M") else name
+    return f"attribute_{name}" if name in ("run_id", "response_id", "score", "sd", "F", "L", "M") else name
 
 
 def _merge(path: Path, new: pa.Table, key: str) -> None:

@@ -37,7 +37,7 @@ from pipeline.export_proof import Agreement, Expected, compare, rescore_elsewher
 from pipeline.progress import say
 from pipeline.render import TokenRow
 from pipeline.rerun import Rerun
-from pipeline.score import SD, one_run
+from pipeline.score import one_run
 from pipeline.windows import Pending
 
 LEAST_ROWS = 8  # fewer say nothing of ranks
@@ -179,9 +179,8 @@ class Fresh:
 
     def choose(self, score: str | None, head: str) -> str:
         """The reward asked for, else the head's own choice. Raises ValueError listing them if there is none such."""
-        rewards = [name for name in self.exact if name != SD]
-        if score is not None and score not in rewards:
-            raise ValueError(f"head {head} has no reward {score!r}; it has {', '.join(rewards)}")
+        if score is not None and score not in self.exact:
+            raise ValueError(f"head {head} has no reward {score!r}; it has {', '.join(self.exact)}")
         return score or next(iter(self.exact))
 
 
@@ -229,7 +228,7 @@ def _write(
         after=after,
         marker=find_marker(renderer, features, rows),
         score=score,
-        rewards=list(dict.fromkeys([*fresh.exact, *(["sd"] if isinstance(head, Uncertain) else [])])),
+        rewards=[*fresh.exact, *(["sd"] if isinstance(head, Uncertain) else [])],
         attributes=fresh.attributes,
     )
     return 0.0

@@ -28,7 +28,6 @@ from pipeline.sources import show_dataset
 from pipeline.windows import pending_responses
 
 Prompt = str | Sequence[Message]
-SD = "sd"  # no reward, though `bayes` has it among its scores
 SIDES = ("chosen", "rejected")
 LABELS = ("generator", "subset", "source")
 Each = Literal["response", "pair"]
@@ -92,7 +91,7 @@ class Scored:
         """`reward`, then the rewards by their names, the standard deviation and the attributes; each (n,)."""
         found = {"reward": self.reward, **(self.rewards if len(self.rewards) > 1 else {})}
         if self.sd is not None:
-            found[SD] = self.sd
+            found["sd"] = self.sd
         for name, values in self.attributes.items():
             found[f"attribute_{name}" if name in found else name] = values
         return found
@@ -157,10 +156,9 @@ class Scorer:
             out[there] = values
             return out
 
-        sure = not isinstance(self.head, Uncertain)
         return Scored(
             ids,
-            rewards={name: spread(values) for name, values in self.head.scores(kept).items() if sure or name != SD},
+            rewards={name: spread(values) for name, values in self.head.scores(kept).items()},
             attributes={name: spread(values) for name, values in self.head.predict_attributes(kept).items()},
             sd=spread(self.head.sd(kept)) if isinstance(self.head, Uncertain) else None,
             features=features,

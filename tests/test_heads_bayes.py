@@ -32,7 +32,7 @@ def test_the_deviation_is_that_of_the_posterior(m: int, d: int) -> None:
     head.fit(view)
     z, covariance = exact_covariance(head, view, 0.03)
     expected = np.sqrt(np.einsum("nd,de,ne->n", z, covariance, z))
-    np.testing.assert_allclose(head.scores(view.features)["sd"], expected, rtol=2e-3)
+    np.testing.assert_allclose(head.sd(view.features), expected, rtol=2e-3)
     difference = z[view.pairs[:, 0]] - z[view.pairs[:, 1]]
     expected = np.sqrt(np.einsum("nd,de,ne->n", difference, covariance, difference))
     found = head.margin_sd(view.features[view.pairs[:, 0]], view.features[view.pairs[:, 1]])
@@ -48,7 +48,7 @@ def test_one_pair_by_hand() -> None:
     w = float(rewards["reward"][0])
     p = 1 / (1 + math.exp(-2 * w))
     sd = 1 / math.sqrt(1 + 4 * p * (1 - p))
-    assert rewards["sd"].tolist() == pytest.approx([sd, sd], rel=1e-4)
+    assert head.sd(view.features).tolist() == pytest.approx([sd, sd], rel=1e-4)
     assert head.score(view.features).tolist() == pytest.approx([w - 2 * sd, -w - 2 * sd], rel=1e-4)
     assert head.margin_sd(view.features[:1], view.features[1:])[0] == pytest.approx(2 * sd, rel=1e-4)
 
@@ -59,7 +59,7 @@ def test_its_mean_is_linear_and_the_variant_comes_first() -> None:
     head.fit(view, held)
     linear.fit(view, held)
     rewards = head.scores(view.features)
-    assert list(rewards) == ["lower", "reward", "sd"]
+    assert list(rewards) == ["lower", "reward"]
     np.testing.assert_array_equal(rewards["reward"], linear.score(view.features))
 
 
@@ -68,9 +68,9 @@ def test_more_pairs_leave_less_doubt_and_far_rows_more() -> None:
     few.fit(planted(30, 6))
     many.fit(planted(3000, 6))
     features = planted(100, 6, seed=5).features
-    assert (many.scores(features)["sd"] < few.scores(features)["sd"]).all()
+    assert (many.sd(features) < few.sd(features)).all()
     far = (features - 100) * 3 + 100
-    assert np.median(few.scores(far)["sd"] / few.scores(features)["sd"]) == pytest.approx(3, rel=0.2)
+    assert np.median(few.sd(far) / few.sd(features)) == pytest.approx(3, rel=0.2)
 
 
 def test_responses_that_share_their_features_share_the_doubt() -> None:
@@ -80,7 +80,7 @@ def test_responses_that_share_their_features_share_the_doubt() -> None:
     far = view.features + np.float32(1000)
     apart = head.margin_sd(far[:10], far[10:20])
     np.testing.assert_allclose(apart, head.margin_sd(view.features[:10], view.features[10:20]), rtol=1e-2)
-    assert (head.scores(far)["sd"][:10] > 5 * apart).all()
+    assert (head.sd(far)[:10] > 5 * apart).all()
 
 
 @settings(max_examples=30, deadline=None)

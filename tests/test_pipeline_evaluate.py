@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from conftest import WORDS, write_jsonl
 
@@ -120,6 +122,16 @@ def test_a_pool_of_both_kinds_of_prompts_says_how_many_are_familiar(judged: Judg
     assert 0 < share["value"] < 1
     assert rows["best_of_n_alpha", None]["n"] == share["n"]
     assert rows["gold_order_consistency", None]["value"] > 0.5
+
+
+def test_a_deviation_is_kept_beside_the_scores_and_not_judged_as_one(run_cli: Callable[..., Any], store: Path) -> None:
+    fitted = run_cli("fit", "--head", "bayes", "--pairs", "pairs", "--no-control", "--store", store, "--json")
+    run = json.loads(fitted.stdout)[0]["run_id"]
+    judged = json.loads(run_cli("evaluate", run, "--on", "v1", "--store", store, "--json").stdout)
+    assert {row["scorer"] for row in judged} == {"reward", "lower", "length", "prompts"}
+    scores = pq.read_table(Store(store).run_directory(run) / "scores.parquet")
+    assert scores.column_names == ["run_id", "response_id", "score", "reward", "lower", "sd"]
+    assert pc.min(scores["sd"]).as_py() > 0
 
 
 def test_an_unknown_rule_is_one_sentence(run_cli: Callable[..., Any], store: Path) -> None:
