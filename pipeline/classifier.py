@@ -90,7 +90,7 @@ def choose_pad(renderer: Renderer, rows: Sequence[TokenRow]) -> str:
     Raises: ValueError if the tokenizer names no token at all.
     """
     tokenizer: Any = renderer.tokenizer
-    named = [token for name in NAMED if (token := getattr(tokenizer, f"{name}_token")) is not None]
+    named: list[str] = [token for name in NAMED if (token := getattr(tokenizer, f"{name}_token")) is not None]
     if not named:
         raise ValueError(
             f"this tokenizer has none of the tokens {', '.join(NAMED)}, so there is nothing to pad with; give it a "
@@ -141,7 +141,7 @@ def check_tokenizer(renderer: Renderer, conversations: Sequence[tuple[str, str]]
 
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder), renderer, pad, max_length=2**20, overlong="left")
-        written = AutoTokenizer.from_pretrained(folder)
+        written: Any = AutoTokenizer.from_pretrained(folder)
     for row, (prompt, response) in zip(renderer.encode(conversations), conversations, strict=True):
         messages, ours = [*json.loads(prompt), {"role": "assistant", "content": response}], row.ids.tolist()
         again = written(written.apply_chat_template(messages, tokenize=False))["input_ids"]

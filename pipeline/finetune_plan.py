@@ -6,7 +6,7 @@ What can be refused is refused here, before the long run.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -89,12 +89,18 @@ def prepare(options: FinetuneOptions, objective: Objective, accelerator: "Accele
     tokenizer = backbone.tokenizer_hash  # before it is used: use can change the serialisation
     check_architecture(backbone.model.config)
     renderer = Renderer.of(backbone.tokenizer, options.template)
-    cut = {"max_length": choose_max_length(options.max_length, backbone), "overlong": options.overlong}
-    reading = {"tokenizer": tokenizer, "template_sha256": renderer.sha256, **cut}
+    max_length, overlong = choose_max_length(options.max_length, backbone), options.overlong
+    reading = {
+        "tokenizer": tokenizer,
+        "template_sha256": renderer.sha256,
+        "max_length": max_length,
+        "overlong": overlong,
+    }
     split = Split(options.test_share, options.valid_share, options.split_seed)
     start = _start(options, backbone, split, reading)
-    texts = gather_texts(datasets, renderer, **cut, use=options.use)
-    _show(texts, renderer, **cut)
+    texts = gather_texts(datasets, renderer, max_length=max_length, overlong=overlong, use=options.use)
+    show_row(texts.sample[0], renderer)
+    say_cut(texts.cut, texts.data.left_out, max_length=max_length, overlong=overlong)
     pad = _choose_pad(texts, renderer)
     check_split(texts.data, Source((), options.pairs, options.attributes), split, seeds=1)
     training, holding = split.sides(texts.data, options.seed)
@@ -125,16 +131,10 @@ def check_architecture(config: Any) -> None:  # noqa: ANN401 - a configuration o
         )
 
 
-def _show(texts: Texts, renderer: Renderer, *, max_length: int, overlong: str) -> None:
-    """Show a row as the model sees it, and say what the over-long policy did."""
-    show_row(texts.sample[0], renderer)
-    say_cut(texts.cut, texts.data.left_out, max_length=max_length, overlong=overlong)
-
-
 def _choose_pad(texts: Texts, renderer: Renderer) -> str:
     """The token to pad with. Raises ValueError if what is written would read rows otherwise than training does."""
-    pad = choose_pad(renderer, texts.rows)
-    if ends_in(texts.rows, renderer.tokenizer.convert_tokens_to_ids(pad)):
+    pad, tokenizer = choose_pad(renderer, texts.rows), cast("Any", renderer.tokenizer)
+    if ends_in(texts.rows, tokenizer.convert_tokens_to_ids(pad)):
         raise ValueError(
             "this tokenizer has no token to pad with that rows do not end in; give it a padding token of its own"
         )

@@ -164,7 +164,8 @@ def _write_model(directory: Path, base: Any, head: Head, pad: int, layer: int) -
     """The weights and config.json; returns the class: transformers' classifier, or ours where the head is no row."""
     row = reward_row(head)
     if row is None:
-        from pipeline.export_files import RewardHeadModel, write_custom
+        from pipeline.export_files import write_custom
+        from pipeline.exported.modeling_reward_head import RewardHeadModel
 
         write_custom(
             directory,
