@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from conftest import write_jsonl
 from test_bench_report import Page
 from test_cache_embeddings import SPEC as ANY_SPEC
 
+from bench.report.best_of_n import described
 from bench.report.page import Findings, gather, render
 from bench.report.source import Source, identifier
 from cache.files import write_json, write_table
@@ -208,8 +210,10 @@ def test_gold_that_falls_while_the_proxy_rises_is_called_past_its_peak(findings:
     hacked = {panel.name.head: panel for panel in pool.panels}["linear"]  # gold is best at three times "good"
     assert 0 < hacked.peak_kl < math.log(8) - 7 / 8
     assert hacked.peak_kl == pytest.approx((hacked.alpha.value / (2 * hacked.beta.value)) ** 2)
-    assert "past its peak" in page.text
+    assert hacked.past_its_peak and "past its peak" in page.text
     assert pool.pool is not None
+    doubtful = replace(hacked, beta=replace(hacked.beta, low=-0.1))
+    assert not doubtful.past_its_peak and "do not tell from no peak" in described(doubtful)
 
 
 def test_the_proxy_ends_at_one_and_gold_at_its_share(findings: Findings, store: Path) -> None:

@@ -40,6 +40,11 @@ class Panel:
     beta: Estimate
     peak_kl: float
 
+    @property
+    def past_its_peak(self) -> bool:
+        """Whether the prompts tell the peak from none: without a beta above 0 the fit only rises."""
+        return not math.isnan(self.peak_kl) and self.beta.low > 0
+
 
 @dataclass(frozen=True)
 class PoolChart:
@@ -260,5 +265,7 @@ def described(panel: Panel) -> str:
     """A panel in words, for those who do not see it and for those who want the numbers."""
     alpha, beta = short(panel.alpha.value), short(panel.beta.value)
     peaks = "does not peak inside the pool" if math.isnan(panel.peak_kl) else f"peaks at KL {panel.peak_kl:.2f}"
+    if not (math.isnan(panel.peak_kl) or panel.past_its_peak):
+        peaks += ", which these prompts do not tell from no peak"
     gets = f"Gold ends at {100 * panel.end:.0f} % of what the pool allows"
     return f"{gets}; the fit (\N{GREEK SMALL LETTER ALPHA} {alpha}, \N{GREEK SMALL LETTER BETA} {beta}) {peaks}."
