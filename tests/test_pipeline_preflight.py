@@ -11,9 +11,10 @@ from test_cache_embeddings import SPEC
 from cache.store import Store
 from pipeline import preflight as checks
 from pipeline.backbone import load_backbone
-from pipeline.embed import EmbedOptions, Pending, embed
+from pipeline.embed import EmbedOptions, embed
 from pipeline.forward import Extractor
 from pipeline.render import Renderer
+from pipeline.windows import Pending
 
 ROWS = [Pending(f"r{text}", '[{"role": "user", "content": "why"}]', text) for text in ("yes", "no no", "red cat")]
 
