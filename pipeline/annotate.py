@@ -16,6 +16,7 @@ from cache.records import PAIRS, Dataset, content_hash, with_pair_ids
 from cache.store import Store
 from pipeline.gold import GoldPool, gold_pool
 from pipeline.readers import dataset_name
+from pipeline.sources import refuse_other_content
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def annotate(options: AnnotateOptions) -> dict[str, Any]:
     }
     name = _default_name(options) if options.name is None else options.name
     made = annotated_dataset(dataset, pool, chosen, name=name, origin={"annotated": {**asked, **measured}})
-    _refuse_other_content(store, made, refresh=options.refresh)
+    refuse_other_content(made, store, refresh=options.refresh)
     store.write_dataset(made)
     return {"dataset": name, **asked, **measured}
 
@@ -138,16 +139,6 @@ def _default_name(options: AnnotateOptions) -> str:
     if options.pairs_per_prompt is not None:
         parts.insert(2, f"{options.pairs_per_prompt}each")
     return dataset_name("-".join([*parts, *(["again"] if options.with_replacement else [])]))
-
-
-def _refuse_other_content(store: Store, made: Dataset, *, refresh: bool) -> None:
-    if refresh or made.name not in store.dataset_names():
-        return
-    if store.dataset(made.name).info["content_hash"] != made.info["content_hash"]:
-        raise ValueError(
-            f"{store.root} has a dataset {made.name!r} of other content; "
-            "give another --name, or --refresh to replace it"
-        )
 
 
 def _known(value: float) -> float | None:

@@ -1,6 +1,6 @@
 """The sources that a stage is given: read as datasets, shown, and held against those in the store."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,9 @@ def read_datasets(options: "EmbedOptions", store: Store) -> list[Dataset]:
             revision=options.revision,
             prompts=options.prompts,
         )
-        _check_name(dataset, store, refresh=options.refresh, others=[other.name for other in datasets])
+        if dataset.name in [other.name for other in datasets]:
+            raise ValueError(f"two sources have the name {dataset.name!r}; embed them apart with --name")
+        refuse_other_content(dataset, store, refresh=options.refresh)
         show_dataset(dataset)
         datasets.append(dataset)
     return datasets
@@ -55,10 +57,8 @@ def show_dataset(dataset: Dataset) -> None:
         say(f"  note: {note}")
 
 
-def _check_name(dataset: Dataset, store: Store, *, refresh: bool, others: Sequence[str]) -> None:
-    """Refuse to replace a dataset by another of the same name unless that was asked for."""
-    if dataset.name in others:
-        raise ValueError(f"two sources have the name {dataset.name!r}; embed them apart with --name")
+def refuse_other_content(dataset: Dataset, store: Store, *, refresh: bool) -> None:
+    """Raise ValueError if the store has another dataset of this name, unless it is to be replaced."""
     if refresh or dataset.name not in store.dataset_names():
         return
     if store.dataset(dataset.name).info["content_hash"] != dataset.info["content_hash"]:

@@ -68,7 +68,7 @@ def test_the_same_call_gives_the_same_dataset_and_another_of_its_name_is_refused
     annotate(run_cli, store, *asked)
     assert Store(store).dataset("again").info == first
     refused = run_cli("annotate", "pool", "--store", store, *asked, "--seed", 1)
-    assert refused.exit_code == 1 and "of other content; give another --name" in refused.stderr
+    assert refused.exit_code == 1 and "with other content; give this one another --name" in refused.stderr
     annotate(run_cli, store, *asked, "--seed", 1, "--refresh")
     assert Store(store).dataset("again").info != first
 
