@@ -81,7 +81,7 @@ def _train(options: FinetuneOptions, prepared: Prepared, accelerator: "Accelerat
     """Take the steps that are left; the checkpoints that are kept."""
     model = _build(options, prepared, prepared.backbone)
     groups = weight_groups(model, prepared.settings.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=prepared.settings.lr)
+    optimizer = torch.optim.AdamW(groups, lr=prepared.settings.lr, fused=True)
     ready, optimizer = accelerator.prepare(model, optimizer)
     if model.lm_head is not None:
         model.lm_head = model.lm_head.to(accelerator.device)
