@@ -24,15 +24,15 @@ pipeline_tag: text-classification
 tags: [reward-model, rewardheads]
 ---
 """
-_PLAIN = """tokenizer = AutoTokenizer.from_pretrained(DIR)
-model = AutoModelForSequenceClassification.from_pretrained(DIR)"""
+_TRUSTED = ", trust_remote_code=True"  # of the tokenizer too, which would ask, and wait for an answer, without it
 _START = """
 The head reads where the response begins. The class finds it by what the chat template writes before a response; on
 {share:.1%} of the rows below it found the right place. A response that holds those words itself misleads it: pass
 `response_start` (tokens before the response) to be sure.
 """
-_CUSTOM = """tokenizer = AutoTokenizer.from_pretrained(DIR)
-model = AutoModelForSequenceClassification.from_pretrained(DIR, trust_remote_code=True)"""
+_IN_PLAIN = "Load it in float32: in less, rewards of responses that are alike become equal."
+_IN_CUSTOM = """The backbone is loaded in {dtype}, the head computes in float32. For inference: it has no loss and no
+gradients."""
 
 
 def model_card(store: Store, run: Mapping[str, Any], embeddings: Embeddings, exported: "Exported") -> str:
@@ -62,18 +62,23 @@ def _constant(exported: "Exported") -> str:
 
 
 def _use(exported: "Exported") -> str:
-    found = exported.agreement.starts_found
+    found, trusted = exported.agreement.starts_found, "" if exported.plain else _TRUSTED
+    loaded = _IN_PLAIN if exported.plain else _IN_CUSTOM.format(dtype=exported.agreement.dtype)
     return f"""## Use
 
 ```python
-{_PLAIN if exported.plain else _CUSTOM}
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+DIR = "."  # this directory
+tokenizer = AutoTokenizer.from_pretrained(DIR{trusted})
+model = AutoModelForSequenceClassification.from_pretrained(DIR{trusted})
+messages = [{{"role": "user", "content": "What is 2 + 2?"}}, {{"role": "assistant", "content": "Four."}}]
 inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
 reward = model(**inputs).logits[0, 0]
 ```
 
 The chat template writes everything, BOS included, and the tokenizer adds nothing, so the text of
-`apply_chat_template(messages, tokenize=False)` may be tokenised as it is. Load it in {exported.agreement.dtype}: in
-less, rewards of responses that are alike become equal.
+`apply_chat_template(messages, tokenize=False)` may be tokenised as it is. {loaded}
 {"" if found is None else _START.format(share=found)}"""
 
 
@@ -164,6 +169,8 @@ def _proof(exported: "Exported") -> str:
         "the head on the cached vectors": (found.cached_difference, found.allowed_cached, found.cached_spearman),
     }
     rows = [f"| {name} | {d:.2e} | {allowed:.2e} | {rank:.6f} |" for name, (d, allowed, rank) in compared.items()]
+    if found.unaided_difference is not None:
+        rows.append(f"| the first, responses' starts not given | {found.unaided_difference:.2e} | | |")
     return f"""## Proof
 
 This directory was loaded by `{found.model_class}` in a fresh process ({versions}) and scored {found.rows} rows
@@ -175,5 +182,5 @@ that the store has. The standard deviation of their scores is {found.spread:.3g}
 
 Cached vectors may be float16; that rounding alone moves these scores by up to {found.rounding:.2e}. All conversations
 had the tokens of the pipeline's own renderer. Rows longer than the spec's max_length were left out: whoever cuts such
-rows must cut them the same way.
+rows must cut them the same way, BOS kept, which the tokenizer's own truncation does not do.
 """

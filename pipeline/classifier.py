@@ -90,7 +90,7 @@ def choose_pad(renderer: Renderer, rows: Sequence[TokenRow]) -> str:
     Raises: ValueError if the tokenizer names no token at all.
     """
     tokenizer: Any = renderer.tokenizer
-    named: list[str] = [token for name in NAMED if (token := getattr(tokenizer, f"{name}_token")) is not None]
+    named = pad_candidates(renderer)
     if not named:
         raise ValueError(
             f"this tokenizer has none of the tokens {', '.join(NAMED)}, so there is nothing to pad with; give it a "
@@ -98,6 +98,12 @@ def choose_pad(renderer: Renderer, rows: Sequence[TokenRow]) -> str:
         )
     unused = (token for token in named if not ends_in(rows, tokenizer.convert_tokens_to_ids(token)))
     return next(unused, named[0])
+
+
+def pad_candidates(renderer: Renderer) -> list[str]:
+    """The tokens that the tokenizer has a name for and that may pad, the best first."""
+    found = [getattr(renderer.tokenizer, f"{name}_token") for name in NAMED]
+    return [str(token) for token in found if token is not None]
 
 
 def write_tokenizer(directory: Path, renderer: Renderer, pad: str, *, max_length: int, overlong: str) -> int:
@@ -176,10 +182,15 @@ def whole_template(renderer: Renderer) -> str:
         opening, closing = str(tokenizer.cls_token), str(tokenizer.sep_token)
     elif renderer.bos == "one" and not _writes_bos(renderer):
         opening = str(tokenizer.bos_token)
-    before = f"{{{{ {json.dumps(opening)} }}}}" if opening else ""
+    before = f"{{{{ {_literal(opening)} }}}}" if opening else ""
     tail = renderer.suffix + closing
-    after = f"{{% if not add_generation_prompt %}}{{{{ {json.dumps(tail)} }}}}{{% endif %}}" if tail else ""
+    after = f"{{% if not add_generation_prompt %}}{{{{ {_literal(tail)} }}}}{{% endif %}}" if tail else ""
     return before + body + after
+
+
+def _literal(text: str) -> str:
+    """A text as Jinja reads it. Not escaped to ASCII: JSON writes what is beyond 16 bits as two halves of a letter."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _writes_bos(renderer: Renderer) -> bool:

@@ -8,7 +8,7 @@ import glob
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,7 +24,7 @@ from heads.protocol import Head, Uncertain
 from heads.registry import load_head
 from heads.saving import HeadTree, read_tree
 from pipeline.card import model_card
-from pipeline.classifier import choose_pad, ends_in, write_classifier, write_tokenizer
+from pipeline.classifier import choose_pad, ends_in, pad_candidates, write_classifier, write_tokenizer
 from pipeline.export_files import (
     CODE,
     describe_features,
@@ -35,12 +35,13 @@ from pipeline.export_files import (
 )
 from pipeline.export_proof import Agreement, Expected, compare, rescore_elsewhere
 from pipeline.progress import say
-from pipeline.render import TokenRow
+from pipeline.render import Renderer, TokenRow
 from pipeline.rerun import Rerun
 from pipeline.score import one_run
 from pipeline.windows import Pending
 
 LEAST_ROWS = 8  # fewer say nothing of ranks
+WRITING = ".exporting"  # how the name of a directory ends that is not whole
 Form = Literal["plain", "custom"]
 
 
@@ -99,10 +100,27 @@ class Exported:
 
 @dataclass(frozen=True)
 class Sample:
-    """Cached rows that the proof scores: their texts, (n,), and their tokens."""
+    """Cached rows that the proof scores: their texts, (n,), and their tokens.
+
+    Attributes:
+        texts: the rows.
+        tokens: what the renderer makes of them.
+        ends: of each token that may pad, a row of the datasets that ends in it, where there is one.
+    """
 
     texts: list[Pending]
     tokens: list[TokenRow]
+    ends: list[TokenRow]
+
+    @classmethod
+    def of(cls, renderer: Renderer, texts: list[Pending], everything: Mapping[str, Pending]) -> Self:
+        """Encode the rows, and look among all responses of their datasets for endings in a token that may pad."""
+        ends = [
+            next((row for row in everything.values() if row.response.rstrip().endswith(token)), None)
+            for token in pad_candidates(renderer)
+        ]
+        rows, found = ([(row.prompt, row.response) for row in some if row] for some in (texts, ends))
+        return cls(texts, renderer.encode(rows), renderer.encode(found))
 
     @property
     def messages(self) -> list[list[dict[str, str]]]:
@@ -124,36 +142,57 @@ def export(options: ExportOptions) -> Exported:
     saved = store.run_directory(run["run_id"])
     tree, head = read_tree(saved), load_head(saved)
     embeddings = store.embeddings(run["embedding"])
-    texts = _draw(store, run, embeddings, options.rows)
+    everything = _responses(store, run)
+    texts = _draw(everything, run, embeddings, options.rows)
     rerun = Rerun.load(
         embeddings.spec, run["features"], backbone=options.backbone, template=options.template, device=options.device
     )
-    sample = Sample(texts, rerun.renderer.encode([(row.prompt, row.response) for row in texts]))
+    sample = Sample.of(rerun.renderer, texts, everything)
     fresh = Fresh.of(head, rerun, sample)
     score = fresh.choose(options.score, run["head"])
-    working = options.directory.with_name(f".{options.directory.name}.{os.getpid()}")
+    working = options.directory.with_name(f".{options.directory.name}.{os.getpid()}{WRITING}")
     _clear(options.directory)
     try:
-        constant = _write(working, rerun, head, tree, sample, fresh, score, options.form)
+        draft = Draft(rerun, head, tree, sample, fresh, score)
+        constant, dtype = draft.write(working, options.form), rerun.backbone.dtype
+        del rerun, draft  # the process that proves it loads the backbone again
         say(f"proving it on {len(texts)} cached rows in a fresh process")
         found = rescore_elsewhere(working, sample.messages, sample.tokens)
         cached = head.scores(embeddings.gather([row.response_id for row in texts], run["features"]))[score]
-        expected = Expected(fresh.exact[score], fresh.rounded[score], cached, constant)
-        agreement = compare(found, expected, dtype=rerun.backbone.dtype)
+        agreement = compare(found, Expected(fresh.exact[score], fresh.rounded[score], cached, constant), dtype=dtype)
         exported = Exported(options.directory, score, constant, not (working / CODE).is_file(), agreement)
         (working / "README.md").write_text(model_card(store, run, embeddings, exported), encoding="utf-8")
-        working.rename(options.directory)
+        _put(working, options.directory)
     finally:
         shutil.rmtree(working, ignore_errors=True)
     say(agreement.sentence())
     return exported
 
 
+def _put(working: Path, directory: Path) -> None:
+    """Give a whole export its name. Raises ValueError if another one took it meanwhile."""
+    try:
+        working.rename(directory)
+    except OSError as error:
+        raise ValueError(f"{directory} came to be while this export was made; give another directory") from error
+
+
 def _clear(directory: Path) -> None:
     """Remove what killed exports to this directory have left beside it."""
-    for left in directory.parent.glob(f".{glob.escape(directory.name)}.*"):
-        if left.suffix[1:].isdigit():
+    for left in directory.parent.glob(f".{glob.escape(directory.name)}.*{WRITING}"):
+        pid = left.name.removesuffix(WRITING).rpartition(".")[2]
+        if pid.isdigit() and not _alive(int(pid)):
             shutil.rmtree(left)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @dataclass(frozen=True)
@@ -184,78 +223,102 @@ class Fresh:
         return score or next(iter(self.exact))
 
 
-def _write(
-    working: Path,
-    rerun: Rerun,
-    head: Head,
-    tree: HeadTree,
-    sample: Sample,
-    fresh: Fresh,
-    score: str,
-    form: Form | None,
-) -> float:
-    """Write the directory, plain where transformers has a class for it; returns the constant that this leaves out.
+@dataclass(frozen=True)
+class Draft:
+    """All that goes into a directory.
 
-    Raises: ValueError if the plain form is asked for and there is none.
+    Attributes:
+        rerun: the backbone and how it is run.
+        head: the head.
+        tree: its tensors.
+        sample: rows of its datasets.
+        fresh: what the head says of them.
+        score: the reward that `logits` will be.
     """
-    backbone, renderer = rerun.backbone, rerun.renderer
-    features = describe_features(rerun.names, rerun.spec, backbone)
-    working.mkdir(parents=True)
-    spec, rows = rerun.spec, sample.tokens
-    token = choose_pad(renderer, rows)
-    pad = write_tokenizer(working, renderer, token, max_length=spec.max_length, overlong=spec.overlong)
-    after = rows[0].after
-    kind, folded = plain_class(backbone, features, after), folded_weight(head, score)
-    if form != "custom" and kind is not None and folded is not None and not ends_in(rows, pad):
-        weight, constant = folded
-        write_classifier(working, kind, backbone.model, torch.from_numpy(weight), pad)
-        left_out = [name for name in [*fresh.exact, *fresh.attributes] if name != score]
-        if left_out:
-            say(f"a plain class gives {score} alone; --form custom has {', '.join(left_out)} too")
-        return constant
-    if form == "plain":
-        raise ValueError(
-            f"reward {score} of head {head.name} on {'+'.join(rerun.names)} is no weight on the last token's final "
-            "state, which is all that a plain class reads; leave out --form plain"
+
+    rerun: Rerun
+    head: Head
+    tree: HeadTree
+    sample: Sample
+    fresh: Fresh
+    score: str
+
+    def write(self, working: Path, form: Form | None) -> float:
+        """Write it, plain where transformers has a class for it; returns the constant that this leaves out.
+
+        Raises: ValueError if the plain form is asked for and there is none.
+        """
+        renderer, spec, rows = self.rerun.renderer, self.rerun.spec, [*self.sample.tokens, *self.sample.ends]
+        features = describe_features(self.rerun.names, spec, self.rerun.backbone)
+        after = rows[0].after
+        kind = plain_class(self.rerun.backbone, features, after)
+        folded = folded_weight(self.head, self.score) if kind is not None and form != "custom" else None
+        if folded is None and form == "plain":
+            raise ValueError(
+                f"reward {self.score} of head {self.head.name} on {'+'.join(self.rerun.names)} is no weight on the "
+                "last token's final state, which is all that a plain class reads; leave out --form plain"
+            )
+        working.mkdir(parents=True)
+        pad = write_tokenizer(
+            working, renderer, choose_pad(renderer, rows), max_length=spec.max_length, overlong=spec.overlong
         )
-    write_custom(
-        working,
-        backbone.model,
-        tree,
-        pad,
-        dtype=backbone.dtype,
-        features=features,
-        after=after,
-        marker=find_marker(renderer, features, rows),
-        score=score,
-        rewards=[*fresh.exact, *(["sd"] if isinstance(head, Uncertain) else [])],
-        attributes=fresh.attributes,
-    )
-    return 0.0
+        if folded is None or kind is None or (ends_in(rows, pad) and form != "plain"):
+            self._write_custom(working, features, after, pad)
+            return 0.0
+        self._refuse_ends(rows, pad)
+        weight, constant = folded
+        write_classifier(working, kind, self.rerun.backbone.model, torch.from_numpy(weight), pad)
+        left_out = [name for name in [*self.fresh.exact, *self.fresh.attributes] if name != self.score]
+        if left_out:
+            say(f"a plain class gives {self.score} alone; --form custom has {', '.join(left_out)} too")
+        return constant
+
+    def _refuse_ends(self, rows: Sequence[TokenRow], pad: int) -> None:
+        if ends_in(rows, pad):
+            raise ValueError(
+                "some responses end in every token that may pad, which a plain class takes for padding; leave out "
+                "--form plain"
+            )
+
+    def _write_custom(self, working: Path, features: list[dict[str, Any]], after: int, pad: int) -> None:
+        backbone = self.rerun.backbone
+        write_custom(
+            working,
+            backbone.model,
+            self.tree,
+            pad,
+            dtype=backbone.dtype,
+            features=features,
+            after=after,
+            marker=find_marker(self.rerun.renderer, features, self.sample.tokens),
+            score=self.score,
+            reward_names=[*self.fresh.exact, *(["sd"] if isinstance(self.head, Uncertain) else [])],
+            attribute_names=self.fresh.attributes,
+        )
 
 
-def _draw(store: Store, run: Mapping[str, Any], embeddings: Embeddings, count: int) -> list[Pending]:
-    """Random responses of the run's datasets that the embedding has uncut, all of them where there are not so many.
-
-    Of a fine-tuned backbone's own head the store may lack those; then responses of any that it has. Rows that were cut
-    are left out: what cuts them elsewhere is not ours.
-    """
+def _responses(store: Store, run: Mapping[str, Any]) -> dict[str, Pending]:
+    """Responses of the run's datasets by id; of a fine-tuned backbone's own head, of all datasets if it names none."""
     names = [run[f"{kind}_dataset"] for kind in ("pairs", "attributes") if run[f"{kind}_dataset"]]
-    names = names or store.dataset_names()
     columns = ["response_id", "prompt", "response"]
-    texts = {row["response_id"]: row for name in names for row in _texts(store, name, columns)}
-    ids = sorted(texts)
+    tables = [store.dataset(name)["responses"].select(columns) for name in names or store.dataset_names()]
+    return {row["response_id"]: Pending(**row) for table in tables for row in table.to_pylist()}
+
+
+def _draw(
+    everything: Mapping[str, Pending], run: Mapping[str, Any], embeddings: Embeddings, count: int
+) -> list[Pending]:
+    """Random responses that the embedding has uncut, all of them where there are not so many.
+
+    Rows that were cut are left out: what cuts them elsewhere is not ours.
+    """
+    ids = sorted(everything)
     positions, cut = embeddings.positions(ids), embeddings.scalar("cut_tokens")
     usable = [key for key, at in zip(ids, positions.tolist(), strict=True) if at >= 0 and not cut[at]]
     if len(usable) < LEAST_ROWS:
         raise ValueError(
-            f"{len(usable)} responses of {', '.join(names)} are whole in embedding {run['embedding']}, and a proof "
+            f"{len(usable)} responses of the run's datasets are whole in embedding {run['embedding']}, and a proof "
             f"takes {LEAST_ROWS}; embed more of them, or with a larger --max-length"
         )
     drawn = np.random.default_rng(0).permutation(len(usable))[:count]
-    return [Pending(**texts[usable[number]]) for number in drawn.tolist()]
-
-
-def _texts(store: Store, dataset: str, columns: list[str]) -> list[dict[str, str]]:
-    rows: list[dict[str, str]] = store.dataset(dataset)["responses"].select(columns).to_pylist()
-    return rows
+    return [everything[usable[number]] for number in drawn.tolist()]

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from torch import Tensor, nn
 
@@ -17,13 +17,25 @@ from cache.spec import COUNTS, SCALARS, EmbeddingSpec, feature_name
 from heads.saving import HeadTree
 from pipeline.backbone import Backbone
 from pipeline.classifier import classifier_class, compact_weights, save_model, without_weights
-from pipeline.exported.modeling_reward_head import OF_RESPONSE, RewardHeadConfig, RewardHeadModel, tensor_key
+from pipeline.exported.modeling_reward_head import OF_RESPONSE, RewardHeadConfig, RewardHeadModel
+from pipeline.exported.reward_heads import tensor_key
 from pipeline.features import stored
 from pipeline.render import Renderer, TokenRow
 
 AUTO = "AutoModelForSequenceClassification"
 CODE = "modeling_reward_head.py"
 MADE_UP = ("a", "Why?\n", "two\n\nparagraphs ")  # prompts that end in ways in which tokenizers differ
+
+
+class Described(TypedDict, total=False):
+    """What an exported class reads and gives, by the names and meanings that `RewardHeadConfig` has for them."""
+
+    features: Sequence[Mapping[str, Any]]
+    after: int
+    marker: Sequence[int]
+    score: str
+    reward_names: Sequence[str]
+    attribute_names: Sequence[str]
 
 
 def refuse_features(names: Sequence[str]) -> None:
@@ -63,18 +75,7 @@ def plain_class(backbone: Backbone, features: Sequence[Mapping[str, Any]], after
 
 
 def write_custom(
-    directory: Path,
-    base: nn.Module,
-    tree: HeadTree,
-    pad: int,
-    *,
-    dtype: str,
-    features: Sequence[Mapping[str, Any]],
-    after: int,
-    marker: Sequence[int],
-    score: str,
-    rewards: Sequence[str],
-    attributes: Sequence[str],
+    directory: Path, base: nn.Module, tree: HeadTree, pad: int, *, dtype: str, **described: Unpack[Described]
 ) -> None:
     """Write the backbone and the head as our own class, and its code beside them.
 
@@ -84,23 +85,9 @@ def write_custom(
         tree: the head.
         pad: the padding token's id.
         dtype: what the backbone loads in.
-        features: as in `RewardHeadConfig`, and so the others.
-        after: likewise.
-        marker: likewise.
-        score: likewise.
-        rewards: likewise.
-        attributes: likewise.
+        described: what is read and what comes out.
     """
-    config: Any = RewardHeadConfig(
-        backbone_config=copy.deepcopy(base.config),
-        features=features,
-        head=tree.to_json(),
-        score=score,
-        reward_names=rewards,
-        attribute_names=attributes,
-        after=after,
-        marker=marker,
-    )
+    config: Any = RewardHeadConfig(backbone_config=copy.deepcopy(base.config), head=tree.to_json(), **described)
     kinds: list[tuple[Any, str]] = [(RewardHeadConfig, "AutoConfig"), (RewardHeadModel, AUTO)]
     for kind, name in kinds:
         kind.register_for_auto_class(name)

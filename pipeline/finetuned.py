@@ -174,11 +174,8 @@ def _write_model(directory: Path, base: Any, head: Head, pad: int, layer: int) -
             pad,
             dtype="float32",
             features=[{"layer": layer, "pool": "last", "norm": None}],
-            after=0,
-            marker=[],
             score="reward",
-            rewards=["reward"],
-            attributes=[],
+            reward_names=["reward"],
         )
         return RewardHeadModel
     kind = classifier_class(base.config)

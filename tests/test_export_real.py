@@ -95,7 +95,7 @@ def fresh(store: Path) -> tuple[Sample, dict[str, NDArray[np.float32]]]:
     spec = Store(store).embeddings(Store(store).fingerprints()[0]).spec
     rerun = Rerun.load(spec, FEATURES)
     rows = shortest(store)
-    sample = Sample(rows, rerun.renderer.encode([(row.prompt, row.response) for row in rows]))
+    sample = Sample.of(rerun.renderer, rows, {})
     matrix = rerun.run(rows, rounded=False).matrix
     return sample, dict(zip(FEATURES, np.split(matrix, len(FEATURES), axis=1), strict=True))
 

@@ -1,6 +1,10 @@
 """Exports of a tiny backbone: what transformers makes of the directory, and what is refused."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +73,7 @@ def load(directory: Path, *, custom: bool) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(directory, trust_remote_code=custom)
-    return AutoTokenizer.from_pretrained(directory), model.eval()
+    return AutoTokenizer.from_pretrained(directory, trust_remote_code=custom), model.eval()
 
 
 CONVERSATIONS = [
@@ -219,11 +223,118 @@ def test_a_deviation_is_no_reward(store: Path, tmp_path: Path) -> None:
         exported(store, run, tmp_path / "out", score="sd")
 
 
-def test_what_killed_exports_left_is_cleared(store: Path, tmp_path: Path) -> None:
-    for name in (".out.123", ".out.notes", ".other.123"):
+def test_what_killed_exports_left_is_cleared_and_nothing_else(store: Path, tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    others = {".out.2", ".out.notes", f".out.{os.getppid()}.exporting", f".other.{dead.pid}.exporting"}
+    for name in {*others, f".out.{dead.pid}.exporting"}:
         (tmp_path / name).mkdir()
     exported(store, fitted(store, "linear", "L4.last"), tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.123", ".out.notes", "out"]
+    assert {path.name for path in tmp_path.iterdir()} == {*others, "out"}
+
+
+def test_a_name_taken_meanwhile_is_left_as_it_is(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def card(*_: object) -> str:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine").touch()
+        return "card"
+
+    monkeypatch.setattr("pipeline.export.model_card", card)
+    with pytest.raises(ValueError, match="came to be while this export was made"):
+        exported(store, fitted(store, "linear", "L4.last"), tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+@pytest.mark.parametrize(("head", "features"), [("bt", "L4.last"), ("linear", "L2.mean")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_head_stays_in_float32_when_the_model_is_made_shorter(
+    store: Path, tmp_path: Path, head: str, features: str, dtype: torch.dtype
+) -> None:
+    exported(store, fitted(store, head, features), tmp_path / "out")
+    tokenizer, model = load(tmp_path / "out", custom=True)
+    kept = {name: value.clone() for name, value in model.head.state_dict().items()}
+    inputs = tokenizer.apply_chat_template(messages(), padding=True, return_tensors="pt", return_dict=True)
+    with torch.inference_mode():
+        full = model(**inputs).logits
+        short = model.to(dtype)(**inputs).logits
+    assert model.backbone.embed_tokens.weight.dtype == dtype
+    assert all(torch.equal(value, kept[name]) for name, value in model.head.state_dict().items())
+    assert short.dtype == torch.float32
+    np.testing.assert_allclose(short.numpy(), full.numpy(), atol=0.3 * full.std().item())
+
+
+def test_a_single_row_needs_no_mask_and_several_with_padding_do(store: Path, tmp_path: Path) -> None:
+    exported(store, fitted(store, "bt", "L4.last"), tmp_path / "out")
+    tokenizer, model = load(tmp_path / "out", custom=True)
+    model.config.pad_token_id = tokenizer.bos_token_id  # as where a tokenizer has no padding token of its own
+    inputs = tokenizer.apply_chat_template(messages()[0], return_tensors="pt", return_dict=True)
+    assert torch.equal(model(**inputs).logits, model(inputs["input_ids"]).logits)
+    both = tokenizer.apply_chat_template(messages(), padding=True, return_tensors="pt", return_dict=True)
+    with pytest.raises(ValueError, match="need attention_mask"):
+        model(both["input_ids"])
+
+
+def test_responses_that_end_in_the_padding_token_are_scored_by_a_plain_class(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    from pipeline.embed import EmbedOptions, embed
+
+    pad = AutoTokenizer.from_pretrained(tiny_backbone).pad_token
+    rows = [{"prompt": f"why {n}", "chosen": f"{WORDS[n % 13]} yes", "rejected": "no"} for n in range(40)]
+    rows.append({"prompt": "how", "chosen": f"yes{pad}", "rejected": "no"})
+    source = str(write_jsonl(tmp_path / "pairs.jsonl", rows))
+    embed(EmbedOptions((source,), tmp_path / "store", str(tiny_backbone), template="plain", device="cpu"))
+    run = fit(FitOptions(("linear",), tmp_path / "store", pairs="pairs", control=False))[0].run_id
+    done = export(ExportOptions(run, tmp_path / "out", tmp_path / "store", rows=8))
+    assert done.plain
+    tokenizer, model = load(tmp_path / "out", custom=False)
+    conversation = [{"role": "user", "content": "how"}, assistant(f"yes{pad}")]
+    inputs = tokenizer.apply_chat_template(conversation, return_tensors="pt", return_dict=True)
+    with torch.inference_mode():
+        found = model(**inputs).logits[0, 0].item() + done.constant
+    (expected,) = Scorer(run, store=tmp_path / "store").score(["how"], [f"yes{pad}"])
+    assert found == pytest.approx(expected, abs=5e-3 * done.agreement.spread)
+
+
+def test_an_export_that_cannot_find_the_responses_is_not_kept(tiny_backbone: Path, tmp_path: Path) -> None:
+    """Transcripts: what the template writes before a response stands in the responses."""
+    from pipeline.embed import EmbedOptions, embed
+
+    said = "yes\n\nUser: why\n\nAssistant:"
+    rows = [
+        {"prompt": f"why {n}", "chosen": f"{said} {WORDS[n % 13]}", "rejected": f"{said} {WORDS[n % 11]} no"}
+        for n in range(40)
+    ]
+    source = str(write_jsonl(tmp_path / "pairs.jsonl", rows))
+    pool = ("last", "mean")
+    embed(EmbedOptions((source,), tmp_path / "store", str(tiny_backbone), template="plain", pool=pool, device="cpu"))
+    asked = FitOptions(("linear",), tmp_path / "store", pairs="pairs", features=("L4.mean",), control=False)
+    run = fit(asked)[0].run_id
+    with pytest.raises(ValueError, match=r"finds 0.0% of the responses' starts by itself .* nothing was kept"):
+        export(ExportOptions(run, tmp_path / "out", tmp_path / "store", rows=8))
+    assert not (tmp_path / "out").exists()
+    asked = replace(asked, features=("L4.last",))
+    assert export(ExportOptions(fit(asked)[0].run_id, tmp_path / "out", tmp_path / "store", rows=8)).plain
+
+
+@pytest.mark.parametrize("head", ["linear", "bt"])
+def test_the_cards_own_lines_run_and_the_directory_can_be_saved_again(
+    head: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fitted(store, head, "L4.last")
+    done = exported(store, run, tmp_path / "out")
+    monkeypatch.chdir(tmp_path / "out")
+    (code,) = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
+    said: dict[str, Any] = {}
+    exec(code, said)
+    (expected,) = Scorer(run, store=store).score(["What is 2 + 2?"], ["Four."])
+    assert said["reward"].item() + done.constant == pytest.approx(expected, abs=5e-3 * done.agreement.spread)
+    said["model"].save_pretrained(tmp_path / "again")
+    said["tokenizer"].save_pretrained(tmp_path / "again")
+    _, again = load(tmp_path / "again", custom=not done.plain)
+    torch.testing.assert_close(again(**said["inputs"]).logits[0, 0], said["reward"])
 
 
 def test_an_ensemble_takes_its_deviation_along(store: Path, tmp_path: Path) -> None:

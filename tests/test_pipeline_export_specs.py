@@ -39,7 +39,7 @@ def agrees(tmp_path: Path, run: str, done: Exported) -> None:
     """The class, loaded here, scores new conversations as the Scorer does."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=not done.plain)
     model = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "out", trust_remote_code=not done.plain
     ).eval()
@@ -54,7 +54,7 @@ def agrees(tmp_path: Path, run: str, done: Exported) -> None:
 @pytest.mark.parametrize(("pool", "plain"), [("suffix", True), ("last", False)])
 def test_a_suffix_is_part_of_the_chat_template(pool: str, plain: bool, tmp_path: Path, tiny_backbone: Path) -> None:
     run, done = made(
-        tmp_path, str(tiny_backbone), features=f"L4.{pool}", suffix="\nIs it {{ good }}?", pool=("last", "suffix")
+        tmp_path, str(tiny_backbone), features=f"L4.{pool}", suffix="\nIs it {{ göod }} 👍?", pool=("last", "suffix")
     )
     assert done.plain is plain
     agrees(tmp_path, run, done)
@@ -62,9 +62,10 @@ def test_a_suffix_is_part_of_the_chat_template(pool: str, plain: bool, tmp_path:
 
 @pytest.mark.parametrize(("head", "plain"), [("linear", True), ("bt", False)])
 def test_a_bfloat16_spec_is_proven_within_bfloat16(head: str, plain: bool, tmp_path: Path, tiny_backbone: Path) -> None:
-    _, done = made(tmp_path, str(tiny_backbone), head, dtype="bfloat16")
+    run, done = made(tmp_path, str(tiny_backbone), head, dtype="bfloat16")
     assert (done.plain, done.agreement.dtype) == (plain, "float32" if plain else "bfloat16")
     assert done.agreement.fresh_spearman > 0.98
+    agrees(tmp_path, run, done)
 
 
 def test_intermediate_layers_that_are_stored_raw_are_read_raw(tmp_path: Path, tiny_backbone: Path) -> None:

@@ -13,8 +13,8 @@ from heads.protocol import Uncertain
 from heads.registry import HEADS, load_head, make_head
 from heads.saving import HeadTree, read_tree
 from pipeline.export_files import head_weights
-from pipeline.exported.modeling_reward_head import HEADS as EXPORTED
-from pipeline.exported.modeling_reward_head import SavedHead
+from pipeline.exported.reward_heads import HEADS as EXPORTED
+from pipeline.exported.reward_heads import SavedHead
 
 OTHERS: list[tuple[str, dict[str, object]]] = [
     ("linear", {"scaling": "rms"}),
@@ -123,3 +123,30 @@ def test_a_ridge_of_one_attribute_is_a_weight() -> None:
     assert folded is not None
     reward = head.score(TEST.features)
     np.testing.assert_allclose(TEST.features @ folded[0] + folded[1], reward, atol=1e-2 * reward.std())
+
+
+@pytest.mark.parametrize("kind", ["RobertaConfig", "MPNetConfig", "BertConfig", "GPT2Config"])
+def test_padding_on_either_side_changes_no_score(kind: str) -> None:
+    """Backbones count positions from 0, from the padding token's id, or by the mask."""
+    import transformers
+
+    from pipeline.exported.modeling_reward_head import RewardHeadConfig, RewardHeadModel
+
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}
+    backbone = getattr(transformers, kind)(vocab_size=50, max_position_embeddings=64, **layers)
+    shapes = dict.fromkeys(("weight", "scaler.mean", "scaler.scale"), (16,))
+    head = {"name": "linear", "options": {"scaling": "standard"}, "fitted": {}, "shapes": shapes, "members": {}}
+    torch.manual_seed(0)
+    described = [{"layer": 2, "pool": "last", "norm": None}]
+    model = RewardHeadModel(RewardHeadConfig(backbone, described, head, reward_names=["reward"])).eval()
+    for value in model.head.parameters():
+        torch.nn.init.uniform_(value, 0.5, 2.0)
+    ids = torch.randint(5, 50, (1, 9))
+    pad, none = torch.full((1, 4), 1), torch.zeros(1, 4, dtype=torch.long)
+    some = torch.ones_like(ids)
+    with torch.inference_mode():
+        alone = model(ids, some).logits
+        right = model(torch.cat([ids, pad], 1), torch.cat([some, none], 1)).logits
+        left = model(torch.cat([pad, ids], 1), torch.cat([none, some], 1)).logits
+    torch.testing.assert_close(right, alone, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(left, right, atol=0, rtol=0)

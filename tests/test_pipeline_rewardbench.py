@@ -134,7 +134,7 @@ def test_on_llmbar_with_gemma(
     with capsys.disabled():
         right = f"{np.mean(found):.4f} by rewardbench's steps, {np.mean(margin > 0):.4f} by evaluate"
         tied = f"margins of these {np.abs(margin[differ])}, sd of all {margin.std():.4f}"
-        say(f"\n{head}: {len(found)} LLMBar pairs, {differ.sum()} decided otherwise ({tied}); right: {right}; {doubled=}")
+        say(f"\n{head}: {len(found)} LLMBar pairs, {differ.sum()} decided otherwise ({tied})\nright: {right}")
     assert len(found) > 400 and doubled == 0
     assert differ.mean() < 0.01 and (np.abs(margin[differ]) < FLOAT16 * margin.std()).all()
 

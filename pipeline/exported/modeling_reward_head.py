@@ -3,40 +3,28 @@
 Written by `pipeline export` of rewardheads; needs torch and transformers and nothing else. Conversations go in as the
 tokenizer's chat template writes them:
 
-    tokenizer, model = AutoTokenizer.from_pretrained(DIR), AutoModelForSequenceClassification.from_pretrained(
-        DIR, trust_remote_code=True
-    )
+    tokenizer = AutoTokenizer.from_pretrained(DIR, trust_remote_code=True)
+    model = AutoModelForSequenceClassification.from_pretrained(DIR, trust_remote_code=True)
     inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
     reward = model(**inputs).logits
 
-The head keeps to float32 whatever the backbone computes in: it takes a few channels' means off that are hundreds of
-times their spread.
+For inference: the head has no gradients, and labels are not read. It keeps to float32 whatever the backbone computes
+in, because it takes a few channels' means off that are hundreds of times their spread.
 """
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-Rewards = dict[str, Tensor]  # by name, each (n,); the head's own first
-Attributes = dict[str, Tensor]  # in their own units, by name, each (n,)
+from .reward_heads import TINY, SavedHead
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-    "identity": lambda x: x,
-}
 OF_RESPONSE = ("mean", "prompt", "response_tokens")  # what must know where the response begins
-TINY = torch.finfo(torch.float32).tiny
-LENGTH = "tokens of the response"  # a gated head's attribute that is a length, and no prediction to be told
 
 
 class RewardHeadConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
@@ -96,43 +84,6 @@ class RewardOutput(ModelOutput):
     attributes: Tensor | None = None
 
 
-class SavedHead(nn.Module):
-    """A head as it was saved: name, options, what fitting found, its tensors, and the heads that it is made of."""
-
-    def __init__(self, saved: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.name, self.options, self.fitted = str(saved["name"]), dict(saved["options"]), dict(saved["fitted"])
-        self.values = nn.ParameterDict(
-            {
-                tensor_key(name): nn.Parameter(torch.empty(shape), requires_grad=False)
-                for name, shape in saved["shapes"].items()
-            }
-        )
-        self.members = nn.ModuleDict({name: SavedHead(member) for name, member in saved["members"].items()})
-
-    def __getitem__(self, name: str) -> Tensor:
-        value: Tensor = self.values[tensor_key(name)]
-        return value
-
-    def __contains__(self, name: str) -> bool:
-        return tensor_key(name) in self.values
-
-    def member(self, name: str) -> "SavedHead":
-        """One of the heads that this one is made of."""
-        found = self.members[name]
-        assert isinstance(found, SavedHead)
-        return found
-
-    def forward(self, x: Tensor) -> tuple[Rewards, Attributes]:
-        """Rewards and attributes of rows of features (n, d)."""
-        return HEADS[self.name](self, x)
-
-
-def tensor_key(name: str) -> str:
-    """A tensor's name as a parameter may have it: without dots, and not that of a dictionary's method."""
-    return "t_" + name.replace(".", "_")
-
-
 class RewardHeadModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """The backbone, and the head on features of its hidden states."""
 
@@ -161,21 +112,21 @@ class RewardHeadModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
         Args:
             input_ids: token ids; shape (B, T), padded on either side.
-            attention_mask: 1 where a token is one; None takes what is not the padding token.
+            attention_mask: 1 where a token is one, without gaps; shape (B, T). None: every token is one.
             response_start: number of tokens before each response, padding not counted; shape (B,). None looks for it,
                 see `response_starts`. Only features of the response or the prompt need it.
             ignored: nothing else is read.
 
-        Raises: ValueError if a response's start is needed and not found.
+        Raises: ValueError if a response's start is needed and not found, or a mask is needed and not given.
         """
-        mask = self._mask(input_ids) if attention_mask is None else attention_mask
-        first = mask.long().argmax(1)
+        mask = self._every_token(input_ids) if attention_mask is None else attention_mask
+        input_ids, mask = _begun_at_once(input_ids, mask)
         length = mask.long().sum(1)
         start = response_start
         if start is None and any(_kind(feature) in OF_RESPONSE for feature in self.config.features):
             start = self.response_starts(input_ids, mask)
         outputs = self._states(input_ids, mask)
-        columns = [self._feature(feature, outputs, first, length, start) for feature in self.config.features]
+        columns = [self._feature(feature, outputs, length, start) for feature in self.config.features]
         with torch.autocast(input_ids.device.type, enabled=False):
             rewards, attributes = self.head(torch.cat(columns, dim=1))
         every = torch.stack([rewards[name] for name in self.config.reward_names], dim=1)
@@ -194,7 +145,7 @@ class RewardHeadModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
         Raises: ValueError if a row has no marker.
         """
-        mask = self._mask(input_ids) if attention_mask is None else attention_mask
+        mask = self._every_token(input_ids) if attention_mask is None else attention_mask
         marker = torch.tensor(self.config.marker, device=input_ids.device)
         if not len(marker) or input_ids.shape[1] < len(marker):
             raise ValueError("where the responses begin is not known here; pass response_start")
@@ -207,19 +158,22 @@ class RewardHeadModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         last = there.shape[1] - 1 - there.long().flip(1).argmax(1)
         return last + len(marker) - mask.long().argmax(1)
 
-    def _mask(self, input_ids: Tensor) -> Tensor:
+    def _every_token(self, input_ids: Tensor) -> Tensor:
+        """The mask of rows that have none: (B, T). Padding tells itself from a token that is part of a row in no way.
+
+        Raises: ValueError if there are several rows and padding tokens in them.
+        """
         pad = self.config.pad_token_id
-        return torch.ones_like(input_ids) if pad is None else (input_ids != pad).long()
+        if len(input_ids) > 1 and pad is not None and bool((input_ids == pad).any()):
+            raise ValueError("several rows with padding tokens in them need attention_mask, which the tokenizer gives")
+        return torch.ones_like(input_ids)
 
     def _states(self, input_ids: Tensor, mask: Tensor) -> dict[int, Tensor]:
         """The layers that features read: (B, T, d) each."""
         last: int = self.config.backbone_config.get_text_config().num_hidden_layers
         layers = {feature["layer"] for feature in self.config.features if "layer" in feature}
-        more: dict[str, Any] = {}
-        if not bool(mask[:, 0].all()) and "position_ids" in inspect.signature(self.backbone.forward).parameters:
-            more["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)  # padded on the left
         output = self.backbone(
-            input_ids=input_ids, attention_mask=mask, output_hidden_states=layers != {last}, use_cache=False, **more
+            input_ids=input_ids, attention_mask=mask, output_hidden_states=layers != {last}, use_cache=False
         )
         return {n: output.last_hidden_state if n == last else output.hidden_states[n] for n in layers}
 
@@ -227,7 +181,6 @@ class RewardHeadModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         self,
         feature: Mapping[str, Any],
         states: Mapping[int, Tensor],
-        first: Tensor,
         length: Tensor,
         start: Tensor | None,
     ) -> Tensor:
@@ -246,10 +199,19 @@ class RewardHeadModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             "all": (torch.zeros_like(length), length),
             "first": (torch.zeros_like(length), torch.ones_like(length)),
         }[kind]
-        pooled = _mean(states[feature["layer"]], first + low, first + high)
+        pooled = _mean(states[feature["layer"]], low, high)
         if feature["norm"] == "rms":
             return pooled / (pooled.square().mean(1, keepdim=True).sqrt() + TINY)
         return F.normalize(pooled, dim=1) if feature["norm"] == "unit" else pooled
+
+
+def _begun_at_once(input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows with their padding, if any, on the right: positions then count from the first token for every backbone."""
+    first = mask.long().argmax(1, keepdim=True)
+    if not bool(first.any()):
+        return input_ids, mask
+    order = (torch.arange(input_ids.shape[1], device=input_ids.device) + first) % input_ids.shape[1]
+    return input_ids.gather(1, order), mask.gather(1, order)
 
 
 def _kind(feature: Mapping[str, Any]) -> str:
@@ -265,136 +227,3 @@ def _mean(states: Tensor, low: Tensor, high: Tensor) -> Tensor:
     inside = (t >= low[:, None]) & (t < high[:, None])
     kept = states.float().masked_fill(~inside[:, :, None], 0.0)
     return torch.einsum("rt,rtd->rd", inside.float() / inside.sum(1, keepdim=True), kept)
-
-
-def _scaled(head: SavedHead, x: Tensor) -> Tensor:
-    """Rows on the scale that the head was fitted on: (n, d) -> (n, d or less)."""
-    if head.options["scaling"] == "rms":
-        x = x / x.abs().amax(1, keepdim=True).clamp(min=TINY)  # so that no square overflows
-        x = x / x.square().mean(1, keepdim=True).sqrt().clamp(min=TINY)
-    z = (x - head["scaler.mean"]) / head["scaler.scale"]
-    return z @ head["scaler.whitening"] if "scaler.whitening" in head else z
-
-
-def _mlp(head: SavedHead, z: Tensor, prefix: str = "") -> Tensor:
-    """The head's network: (n, d) -> (n, outputs)."""
-    layer = 0
-    while f"{prefix}weights.{layer}" in head:
-        h = ACTIVATIONS[head.options["activation"]](z) if layer else z
-        z = F.linear(h, head[f"{prefix}weights.{layer}"], head[f"{prefix}biases.{layer}"])
-        layer += 1
-    return z
-
-
-def _own_units(head: SavedHead, predicted: Tensor) -> Attributes:
-    own = predicted * head["attributes.scale"] + head["attributes.mean"]
-    return dict(zip(head.fitted["attribute_names"], own.T, strict=True))
-
-
-def _named(head: SavedHead, both: Tensor) -> Rewards:
-    """F, L and M from F and L (n, 2); what the head's option names first."""
-    mean = ((both - head["spread"][0]) / head["spread"][1]).mean(1)
-    return _first(head.options["variant"], {"F": both[:, 0], "L": both[:, 1], "M": mean})
-
-
-def _first(name: str, rewards: Rewards) -> Rewards:
-    return {name: rewards[name], **rewards}
-
-
-def _linear(head: SavedHead, x: Tensor) -> tuple[Rewards, Attributes]:
-    return {"reward": _scaled(head, x) @ head["weight"]}, {}
-
-
-def _bayes(head: SavedHead, x: Tensor) -> tuple[Rewards, Attributes]:
-    linear = head.member("linear")
-    reward, z = linear(x)[0]["reward"], _scaled(linear, x)
-    inside, l2 = z @ head["vectors"], linear.fitted["l2"]
-    outside = z - inside @ head["vectors"].T
-    variance = outside.square().sum(1) / l2 + (inside.square() / (head["values"] + l2)).sum(1)
-    sd = (variance / head.fitted["pairs"]).sqrt()
-    lower = reward - head.options["kappa"] * sd
-    return _first(head.options["variant"], {"reward": reward, "lower": lower, "sd": sd}), {}
-
-
-def _network(head: SavedHead, x: Tensor) -> tuple[Rewards, Attributes]:
-    return {"reward": _mlp(head, _scaled(head, x))[:, 0]}, {}
-
-
-def _odin(head: SavedHead, x: Tensor) -> tuple[Rewards, Attributes]:
-    out = _mlp(head, _scaled(head, x))
-    return {"quality": out[:, 0], "both": out.sum(1)}, {}
-
-
-def _standardised_ridge(head: SavedHead, x: Tensor) -> Tensor:
-    return F.linear(_scaled(head, x), head["weight"], head["bias"])
-
-
-def _ridge(head: SavedHead, x: Tensor) -> tuple[Rewards, Attributes]:
-    predicted = _standardised_ridge(head, x)
-    return {"L": predicted.mean(1)}, _own_units(head, predicted)
-
-
-def _morm(head: SavedHead, x: Tensor) -> tuple[Rewards, Attributes]:
-    predicted = _mlp(head, _scaled(head, x))
-    return {"L": predicted.mean(1)}, _own_units(head, predicted)
-
-
-def _trunk(head: SavedHead, z: Tensor, reward: str) -> Tensor:
-    """The reward and the standardised attributes by the weights that are best for F, or for L: (n, 1 + k)."""
-    h = z
-    if f"{reward}.trunk" in head:
-        h = ACTIVATIONS[head.options["activation"]](F.linear(z, head[f"{reward}.trunk"], head[f"{reward}.trunk_bias"]))
-    out = F.linear(h, head[f"{reward}.heads"], head[f"{reward}.bias"])
-    return out + F.linear(z, head[f"{reward}.private"]) if f"{reward}.private" in head else out
-
-
-def _smorm(head: SavedHead, x: Tensor) -> tuple[Rewards, Attributes]:
-    z = _scaled(head, x)
-    predicted = _trunk(head, z, "L")[:, 1:]
-    both = torch.stack([_trunk(head, z, "F")[:, 0], predicted.mean(1)], dim=1)
-    return _named(head, both), _own_units(head, predicted)
-
-
-def _baseline_sm(head: SavedHead, x: Tensor) -> tuple[Rewards, Attributes]:
-    regressed, attributes = head.member("morm")(x)
-    return _named(head, torch.stack([head.member("sorm")(x)[0]["reward"], regressed["L"]], dim=1)), attributes
-
-
-def _gated(head: SavedHead, x: Tensor) -> tuple[Rewards, Attributes]:
-    ridge, names = head.member("ridge"), head.member("ridge").fitted["attribute_names"]
-    from_prompt = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
-    from_prompt[head.fitted["prompt_columns"]] = True
-    predicted = _standardised_ridge(ridge, x[:, ~from_prompt])
-    mixed, verbosity = predicted, head.options["verbosity"]
-    if verbosity is not None:
-        column = names.index(verbosity if verbosity in names else LENGTH)
-        corrected = predicted - predicted[:, [column]] * head["verbosity.slope"]
-        mixed = corrected[:, [number for number in range(len(names)) if number != column]]
-    weights = torch.softmax(_mlp(head, _scaled(head, x[:, from_prompt]), "mlp."), dim=1)
-    rewards = {"reward": head["log_scale"].exp() * (weights * mixed).sum(1), "uniform": mixed.mean(1)}
-    return rewards, {name: own for name, own in _own_units(ridge, predicted).items() if name != LENGTH}
-
-
-def _ensemble(head: SavedHead, x: Tensor) -> tuple[Rewards, Attributes]:
-    said = [head.member(f"member-{number}")(x) for number in range(head.options["members"])]
-    rewards = torch.stack([next(iter(found.values())) for found, _ in said]) - head["levels"][:, None]
-    mean, variance = rewards.mean(0), rewards.var(0, correction=0)
-    found = {"mean": mean, "min": rewards.amin(0), "sd": variance.sqrt()}
-    found["lcb"] = mean - head.options["penalty"] * variance
-    attributes = {name: torch.stack([told[name] for _, told in said]).mean(0) for name in said[0][1]}
-    return _first(head.options["aggregate"], found), attributes
-
-
-HEADS: dict[str, Callable[[SavedHead, Tensor], tuple[Rewards, Attributes]]] = {
-    "linear": _linear,
-    "bayes": _bayes,
-    "bt": _network,
-    "clf": _network,
-    "odin": _odin,
-    "ridge": _ridge,
-    "morm": _morm,
-    "smorm": _smorm,
-    "baseline-sm": _baseline_sm,
-    "gated": _gated,
-    "ensemble": _ensemble,
-}
