@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cache.files import sha256_of_file
-from pipeline.readers import dataset_name, read_source
+from pipeline.readers import dataset_name, read_numbered, read_source
 
 TURNS = [{"role": "user", "content": "Hé, why?"}]
 ROWS: list[dict[str, Any]] = [
@@ -287,3 +287,16 @@ def test_hub_dataset_is_read_at_one_commit(
     assert origin.pop("fingerprint")
     assert origin == {"hub": "someone/my-set", "config": "main", "split": "train", "revision": "c0ffee"}
     assert dataset.info["sha256"] is None
+
+
+def test_responses_and_pairs_know_the_row_that_they_stand_in(tmp_path: Path) -> None:
+    other = {"prompt": "p", "chosen": "c", "rejected": "b"}
+    rows = [{**PAIR, "chosen": ""}, PAIR, PAIR, other]
+    (tmp_path / "a.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
+    dataset, numbers = read_numbered(str(tmp_path / "a.jsonl"))
+    assert dataset["responses"]["response"].to_pylist() == ["a", "b", "c"]
+    assert numbers.responses == [1, 1, 3]  # refused rows are counted and blank lines are not
+    assert numbers.pairs == [1, 2, 3]
+    assert dataset.info == read_source(str(tmp_path / "a.jsonl")).info
+    with pytest.raises(ValueError, match="no format is named 'x'"):
+        read_numbered(str(tmp_path / "a.jsonl"), format="x")

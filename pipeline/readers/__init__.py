@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,7 +22,7 @@ from pipeline.readers.example import Example, Format, LeftOutRowError, RefusedRo
 from pipeline.readers.formats import FORMATS, check_format, recognise
 from pipeline.readers.sources import Source, open_source
 
-__all__ = ["FORMATS", "read_source", "recognise"]
+__all__ = ["FORMATS", "RowNumbers", "read_numbered", "read_source", "recognise"]
 
 LOOK_AHEAD = 1000  # rows that a format may look at before it reads the first
 ROW_NUMBERS_KEPT = 1000  # per reason
@@ -61,6 +61,32 @@ def read_source(
     if format is not None:
         check_format(format)
     opened = open_source(source, config=config, split=split, revision=revision)
+    return _read_opened(opened, source, name=name, format=format, prompts=prompts)[0]
+
+
+class RowNumbers(NamedTuple):
+    """Where a dataset's responses and pairs stand in its source: row numbers from 0, refused rows counted too.
+
+    Attributes:
+        responses: of the first row that has the response; (n,).
+        pairs: of each pair's row; (m,).
+    """
+
+    responses: list[int]
+    pairs: list[int]
+
+
+def read_numbered(source: str, *, format: str | None = None) -> tuple[Dataset, RowNumbers]:
+    """What `read_source` reads of a source that needs no other options, and where it stands there."""
+    if format is not None:
+        check_format(format)
+    opened = open_source(source, config=None, split=None, revision=None)
+    return _read_opened(opened, source, name=None, format=format, prompts=None)
+
+
+def _read_opened(
+    opened: Source, source: str, *, name: str | None, format: str | None, prompts: int | None
+) -> tuple[Dataset, RowNumbers]:
     builder = DatasetBuilder(dataset_name(opened.name) if name is None else checked_name(name))
     first = list(islice(opened.rows, LOOK_AHEAD))
     if not first:
@@ -72,7 +98,8 @@ def read_source(
     if not builder.responses:
         raise ValueError(f"all {reading.rows} rows of {source} were refused as {format}: {reading.summary()}")
     tables = builder.tables()
-    return Dataset(builder.name, tables, _info(opened, format, columns, tables, reading))
+    dataset = Dataset(builder.name, tables, _info(opened, format, columns, tables, reading))
+    return dataset, RowNumbers(reading.responses, reading.pairs)
 
 
 def dataset_name(text: str) -> str:
@@ -82,9 +109,14 @@ def dataset_name(text: str) -> str:
 
 @dataclass
 class _Reading:
-    """What happened to the rows: how many there were, which were refused and why, how many were left out and why."""
+    """What happened to the rows: how many there were, which were refused and why, how many were left out and why.
+
+    And the numbers, from 0, of those that gave a response first, and of those that gave the pairs.
+    """
 
     rows: int = 0
+    responses: list[int] = field(default_factory=list)
+    pairs: list[int] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     counts: dict[str, int] = field(default_factory=dict)
     numbers: dict[str, list[int]] = field(default_factory=dict)
@@ -94,6 +126,11 @@ class _Reading:
         numbers = self.numbers.setdefault(reason, [])
         if len(numbers) < ROW_NUMBERS_KEPT:
             numbers.append(number)
+
+    def place(self, builder: DatasetBuilder) -> None:
+        """What the builder has more than before is of the last row."""
+        for numbers, added in ((self.responses, builder.responses), (self.pairs, builder.pairs)):
+            numbers += [self.rows - 1] * (len(added) - len(numbers))
 
     def refused(self) -> list[dict[str, Any]]:
         """[{"reason", "count", "rows"}], the most frequent reason first."""
@@ -121,6 +158,7 @@ def _read(
             continue
         if limit is None or _among_first(prompt_id(example.prompt), kept, limit):
             _add(example, builder)
+            reading.place(builder)
         else:
             reading.left_out[BY_PROMPTS] += 1
     return reading

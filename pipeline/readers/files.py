@@ -121,7 +121,7 @@ def _json_list(path: Path) -> list[Any]:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} is not valid JSON ({error}); repair it, or name it .jsonl if it has a row a line"
+            f"{path} is not valid JSON ({error}); repair it: a list of rows, or JSON lines (.jsonl), one row a line"
         ) from error
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = content["data"]
