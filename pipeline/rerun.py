@@ -11,15 +11,19 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.embeddings import Embeddings
 from cache.spec import COUNTS, NAMES, SCALARS, EmbeddingSpec, feature_name
 from cache.vectors import RMS, Scalars
+from pipeline import likelihood
 from pipeline.backbone import Backbone, choose_device, load_backbone
 from pipeline.embed import PART_ROWS, choose_budget
-from pipeline.forward import Extractor, Features, choose_path, stored
+from pipeline.forward import TOLERANCE, Extractor, Features, choose_path, relative_difference, stored
 from pipeline.packing import ATTENTION
 from pipeline.progress import Progress, say
 from pipeline.render import Renderer
 from pipeline.windows import Pending, Window, characters, encode, token_counts, windows
+
+FLOAT16_ROUNDING = 2.0**-11  # relative, of a value that is not subnormal
 
 
 @dataclass(frozen=True)
@@ -76,25 +80,21 @@ class Rerun:
 
         Raises: ValueError if the backbone or template cannot be had, or is not what the embedding was made with.
         """
-        kind, _, commit = spec.weights.partition(":")
+        commit = spec.weights.partition(":")[2] if _kind(spec.weights) == "revision" else None
         device, dtype = choose_device(device), dtype or spec.compute_dtype
-        name, scalars = backbone or spec.backbone, tuple(name for name in SCALARS if name in names)
+        name = backbone or spec.backbone
         say(f"loading {name} on {device} in {dtype}")
         loaded = load_backbone(
             name,
-            revision=commit if kind == "revision" and backbone is None else None,
+            revision=commit if backbone is None else None,
             device=device,
             dtype=dtype,
-            lm_head=bool(scalars),
+            lm_head=any(name in SCALARS for name in names),
         )
         tokenizer = loaded.tokenizer_hash  # before it is used: use can change the serialisation
         renderer = Renderer.of(loaded.tokenizer, template or spec.template, spec.suffix)
         _refuse_changes(spec, loaded, tokenizer, renderer)
-        packed, decoder = choose_path(loaded, share=spec.attention == ATTENTION)
-        layers, pool = _needed(spec, names)
-        budget = choose_budget(device)
-        extractor = Extractor(loaded, layers, pool, budget, packed=packed, decoder=decoder, scalars=scalars)
-        return cls(spec, tuple(names), extractor, renderer)
+        return cls(spec, tuple(names), _extractor(loaded, spec, names), renderer)
 
     @property
     def backbone(self) -> Backbone:
@@ -104,6 +104,30 @@ class Rerun:
     @property
     def _window_rows(self) -> int:
         return PART_ROWS[self.backbone.model.device.type]
+
+    @property
+    def weights_compared(self) -> bool:
+        """Whether the weights were held against the spec's: a hub's commit says nothing of a directory's hash."""
+        return _kind(self.backbone.weights) == _kind(self.spec.weights)
+
+    def refuse_other_vectors(self, embeddings: Embeddings, rows: Sequence[Pending]) -> None:
+        """Run rows that the embedding has, and hold the vectors against those that it has.
+
+        Raises: ValueError naming the first feature that is further off than dtype and float16 allow.
+        """
+        new, start = self.run(rows, rounded=False), 0
+        dtypes = self.spec.compute_dtype, self.backbone.dtype
+        for name in self.names:
+            was = embeddings.gather(new.ids, [name])
+            now, start = new.matrix[:, start : start + was.shape[1]], start + was.shape[1]
+            off = relative_difference(was, now) if name in self.spec.features else float(np.abs(was - now).max())
+            allowed = allowed_difference(self.spec, name, dtypes)
+            if not off <= allowed:
+                raise ValueError(
+                    f"{self.backbone.name} is not the backbone that embedding {self.spec.fingerprint} was made with: "
+                    f"{len(new.ids)} of its rows run again have another {name}, by {off:.1e} where {allowed:.1e} is "
+                    f"rounding; give {self.spec.backbone} as {self.spec.weights} has it, or embed and fit again"
+                )
 
     def run(self, rows: Sequence[Pending], *, rounded: bool = True) -> NewRows:
         """Features of responses; those of one prompt should follow each other, so that its tokens are run once.
@@ -143,10 +167,37 @@ class Rerun:
         return np.concatenate(columns, axis=1)
 
 
+def allowed_difference(spec: EmbeddingSpec, name: str, dtypes: Sequence[str]) -> float:
+    """How far a feature that is run again may be from what is stored: relative for a vector, in nats for a scalar.
+
+    Args:
+        spec: of what is stored.
+        name: the feature.
+        dtypes: what was computed in, then and now.
+    """
+    if name not in spec.features:
+        return max(likelihood.TOLERANCE[dtype] for dtype in dtypes)
+    return max(TOLERANCE[dtype] for dtype in dtypes) + (FLOAT16_ROUNDING if spec.stored_dtype == "float16" else 0.0)
+
+
+def _kind(weights: str) -> str:
+    """What a spec's weights are known by: "revision" or "sha256"."""
+    return weights.partition(":")[0]
+
+
 def _column(scalars: Mapping[str, Scalars], name: str) -> NDArray[np.float32]:
     """A scalar of each row as a column (rows, 1); a single 1 where there is none of that name."""
     column: NDArray[np.float32] = np.asarray(scalars.get(name, np.ones(1)), dtype=np.float32)[:, None]
     return column
+
+
+def _extractor(backbone: Backbone, spec: EmbeddingSpec, names: Sequence[str]) -> Extractor:
+    """What runs the layers, poolings and scalars that these features need, as the spec's embedding was run."""
+    packed, decoder = choose_path(backbone, share=spec.attention == ATTENTION)
+    layers, pool = _needed(spec, names)
+    budget = choose_budget(backbone.model.device.type)
+    scalars = tuple(name for name in SCALARS if name in names)
+    return Extractor(backbone, layers, pool, budget, packed=packed, decoder=decoder, scalars=scalars)
 
 
 def _needed(spec: EmbeddingSpec, names: Sequence[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -160,7 +211,8 @@ def _needed(spec: EmbeddingSpec, names: Sequence[str]) -> tuple[tuple[int, ...],
 def _refuse_changes(spec: EmbeddingSpec, backbone: Backbone, tokenizer: str, renderer: Renderer) -> None:
     """Raise ValueError naming the first field that is not what it was.
 
-    A hub's commit and a directory's hash may stand for the same weights, so those two kinds are not compared.
+    A hub's commit and a directory's hash may stand for the same weights, so those two kinds are not compared here: who
+    asks for features then compares vectors (`Rerun.weights_compared`).
     """
     now = replace(
         spec,
@@ -172,7 +224,7 @@ def _refuse_changes(spec: EmbeddingSpec, backbone: Backbone, tokenizer: str, ren
         layers=tuple(layer for layer in spec.layers if layer <= backbone.layer_count),
     )
     for field, (was, found) in spec.differences(now).items():
-        other_kind = field == "weights" and was.partition(":")[0] != found.partition(":")[0]
+        other_kind = field == "weights" and _kind(was) != _kind(found)
         if field not in NAMES and not other_kind:
             raise ValueError(
                 f"{field} of {backbone.name} is {found}, but embedding {spec.fingerprint} was made with {was}; give "

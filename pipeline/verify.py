@@ -35,15 +35,14 @@ from cache.verify import (
 )
 from heads.registry import load_head
 from heads.saving import saved_name
-from pipeline import likelihood
 from pipeline.backbone import Backbone, choose_device, hub_commit, load_backbone
-from pipeline.forward import TOLERANCE, Extractor, choose_path
+from pipeline.forward import Extractor, choose_path
 from pipeline.packing import ATTENTION
 from pipeline.progress import say
 from pipeline.render import NAMED, Renderer, TokenRow, fit_length
+from pipeline.rerun import allowed_difference
 from pipeline.windows import Pending
 
-FLOAT16_ROUNDING = 2.0**-11  # relative, of a value that is not subnormal
 ROUNDING = ("compute_dtype", "attention")  # fields that move a vector within the compute dtype's rounding only
 _FIXES = {
     "weights": "give what it was made with (--backbone, --backbone-revision), or embed again",
@@ -346,7 +345,7 @@ def _compare(embeddings: Embeddings, backbone: Backbone, renderer: Renderer, dra
     extractor = Extractor(backbone, spec.layers, spec.pool, token_budget=1, scalars=spec.scalars)
     found, _ = extractor.run(tokens, range(len(tokens)))
     names = (*spec.features, *spec.scalars)
-    allowed = np.array([_allowed(spec, name, (spec.compute_dtype, backbone.dtype)) for name in names])
+    allowed = np.array([allowed_difference(spec, name, (spec.compute_dtype, backbone.dtype)) for name in names])
     differences = np.array([_differences(embeddings, drawn, name, found[name]) for name in names])
     column, row = divmod(int(np.argmax(differences / allowed[:, None])), len(tokens))
     unit = "nats" if names[column] in spec.scalars else "relative"
@@ -356,13 +355,6 @@ def _compare(embeddings: Embeddings, backbone: Backbone, renderer: Renderer, dra
         what = f"{rows}: {off} give other vectors, the worst by {worst}, allowed {allowed[column]:.1e}"
         return Finding(WRONG, subject, what, fix)
     return Finding(OK, subject, f"{rows}: within {worst}, allowed {allowed[column]:.1e}")
-
-
-def _allowed(spec: EmbeddingSpec, name: str, dtypes: Sequence[str]) -> float:
-    """How far a column may be from what it was: relative for a vector, in nats for a scalar."""
-    if name in spec.scalars:
-        return max(likelihood.TOLERANCE[dtype] for dtype in dtypes)
-    return max(TOLERANCE[dtype] for dtype in dtypes) + (FLOAT16_ROUNDING if spec.stored_dtype == "float16" else 0.0)
 
 
 def _tokens(renderer: Renderer, embeddings: Embeddings, drawn: Drawn) -> list[TokenRow]:

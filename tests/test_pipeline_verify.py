@@ -23,7 +23,8 @@ from cache.vectors import read_ids
 from cache.verify import Finding
 from pipeline.embed import EmbedOptions, embed
 from pipeline.fit import FitOptions, fit
-from pipeline.verify import FLOAT16_ROUNDING, VerifyOptions, verify
+from pipeline.rerun import FLOAT16_ROUNDING
+from pipeline.verify import VerifyOptions, verify
 
 ALL = 1000  # rows: more than there are
 
