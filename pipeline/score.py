@@ -6,8 +6,10 @@ when the first text that it lacks is asked for.
 
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from codecs import BOM_UTF8
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,21 +18,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cache.records import Dataset, DatasetBuilder, Message
+from cache.records import Dataset, DatasetBuilder
 from cache.store import Store
 from heads.protocol import Head, Uncertain
 from heads.registry import load_head
+from pipeline.conversations import Prompt, check_conversations, refuse_unequal
 from pipeline.features import centre_columns, stored
 from pipeline.progress import say
-from pipeline.readers import read_source
+from pipeline.readers import RowNumbers, read_numbered
 from pipeline.rerun import Rerun
+from pipeline.scored import SIDES, Margins, Scored, pair_table, response_table
 from pipeline.sources import show_dataset
-from pipeline.windows import pending_responses
+from pipeline.windows import Pending, pending_responses
 
-Prompt = str | Sequence[Message]
-SIDES = ("chosen", "rejected")
-LABELS = ("generator", "subset", "source")
 Each = Literal["response", "pair"]
+CHECKED = 4  # cached rows that are run again where the weights have another kind of name than in the spec
 
 
 @dataclass(frozen=True)
@@ -60,41 +62,6 @@ class ScoreOptions:
     template: str | None = None
     device: str | None = None
     dtype: str | None = None
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a head says of n responses. Values are NaN for a response that the over-long policy leaves out.
-
-    Attributes:
-        response_ids: whose; n of them.
-        rewards: every reward by name, the head's own choice first; each (n,).
-        attributes: attribute predictions in their own units, by name; each (n,).
-        sd: standard deviation of the reward, where the head has one; (n,).
-        features: what the head has read; (n, d).
-        cached: whether the embedding had the response; (n,).
-    """
-
-    response_ids: list[str]
-    rewards: dict[str, NDArray[np.float32]]
-    attributes: dict[str, NDArray[np.float32]]
-    sd: NDArray[np.float32] | None
-    features: NDArray[np.float32]
-    cached: NDArray[np.bool_]
-
-    @property
-    def reward(self) -> NDArray[np.float32]:
-        """The head's score of each response: (n,)."""
-        return next(iter(self.rewards.values()))
-
-    def columns(self) -> dict[str, NDArray[np.float32]]:
-        """`reward`, then the rewards by their names, the standard deviation and the attributes; each (n,)."""
-        found = {"reward": self.reward, **(self.rewards if len(self.rewards) > 1 else {})}
-        if self.sd is not None:
-            found["sd"] = self.sd
-        for name, values in self.attributes.items():
-            found[f"attribute_{name}" if name in found else name] = values
-        return found
 
 
 class Scorer:
@@ -128,21 +95,63 @@ class Scorer:
                 f"run {self.run['run_id']} was not judged on pairs of {calibrate!r}; "
                 f"run `pipeline evaluate {self.run['run_id']} --on {calibrate}` first"
             )
+        self._opened: dict[str, Any] = {"store": Path(store).absolute(), "calibrate": calibrate}
         self._where = {"backbone": backbone, "template": template, "device": device, "dtype": dtype}
         self._loaded: Rerun | None = None
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> NDArray[np.float32]:
-        """The reward of each response to its prompt, a text or messages: (n,).
+    def __reduce__(self) -> tuple[Callable[[], "Scorer"], tuple[()]]:
+        """Pickled as its arguments: another process opens the store and loads the backbone itself."""
+        return partial(Scorer, self.run["run_id"], **{**self._opened, **self._where}), ()
 
-        NaN for one that the spec's over-long policy leaves out.
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> NDArray[np.float32]:
+        """The head's score of each response to its prompt: (n,). As `score_all`, of which it is `reward`."""
+        return self.score_all(prompts, responses).reward
+
+    def score_all(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Scored:
+        """All that the head says of each response to its prompt, in the order in which they are given.
+
+        Features `centred(...)` are relative to the responses of the prompt that are given together.
+
+        Args:
+            prompts: n texts, or lists of {"role", "content"}.
+            responses: n texts, which may be empty.
+
+        Raises: ValueError if a conversation is none that could be embedded (`check_conversations`), is over-long where
+            the spec says "error", or the backbone cannot be had or is not what the embedding was made with.
         """
-        if len(prompts) != len(responses):
-            raise ValueError(f"{len(prompts)} prompts for {len(responses)} responses; give one prompt for each")
         builder = DatasetBuilder("conversations")
-        ids = [builder.add_response(_messages(p), response) for p, response in zip(prompts, responses, strict=True)]
+        ids = [builder.add_response(*conversation) for conversation in check_conversations(prompts, responses)]
         scored = self.score_dataset(Dataset(builder.name, builder.tables(), {}))
         row_of = {identifier: row for row, identifier in enumerate(scored.response_ids)}
-        return scored.reward[[row_of[identifier] for identifier in ids]]
+        return scored.take([row_of[identifier] for identifier in ids])
+
+    def win(self, prompts: Sequence[Prompt], chosen: Sequence[str], rejected: Sequence[str]) -> NDArray[np.float64]:
+        """P(chosen wins) of each pair by the head's own score: s(margin / temperature), (m,), s the logistic function.
+
+        NaN where the over-long policy leaves a side out.
+
+        Args:
+            prompts: m texts, or lists of {"role", "content"}.
+            chosen: m texts; which side is called so makes no difference but to whose probability it is.
+            rejected: m texts.
+
+        Raises: ValueError where `score_all` does, and if the run was not judged on pairs: then there is no temperature.
+        """
+        refuse_unequal(prompts, chosen, "chosen")
+        refuse_unequal(prompts, rejected, "rejected")
+        if not self._slopes:
+            raise ValueError(
+                f"run {self.run['run_id']} was not judged on pairs, so its margins have no temperature; run "
+                "`pipeline evaluate` first, or name a dataset that it was judged on (calibrate=)"
+            )
+        scored, count = self.score_all([*prompts, *prompts], [*chosen, *rejected]), len(prompts)
+        margins = self.margins(scored, np.arange(2 * count).reshape(2, count).T)
+        return margins.p_win[next(iter(scored.rewards))]
+
+    def reward_names(self) -> list[str]:
+        """Every reward that the head gives, its own choice first. Raises ValueError if the embedding has no vectors."""
+        width = sum(self._embeddings.dimension(stored(name)) for name in self.run["features"])
+        return list(self.head.scores(np.zeros((1, width), dtype=np.float32)))
 
     def score_dataset(self, dataset: Dataset) -> Scored:
         """What the head says of every response of a dataset, in its order."""
@@ -165,42 +174,20 @@ class Scorer:
             cached=cached,
         )
 
-    def win_probability(self, scored: Scored, pairs: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-        """P(the first wins) by each calibrated reward, for row numbers (m, 2): s(margin / temperature), each (m,).
+    def margins(self, scored: Scored, rows: NDArray[np.int64]) -> Margins:
+        """What the head says of pairs, given as row numbers among scored responses: (m, 2).
 
-        The temperature is the one that `pipeline evaluate` fitted on held-out pairs; {} where it has not.
+        P(win) is by the temperature that `pipeline evaluate` fitted on held-out pairs.
         """
-        margins = {name: values[pairs[:, 0]] - values[pairs[:, 1]] for name, values in scored.rewards.items()}
+        first, second = rows.T
+        margins = {name: values[first] - values[second] for name, values in scored.rewards.items()}
+        own = next(iter(margins.values()))
         slopes = {name: slope for name, slope in self._slopes.items() if name in margins}
-        return {name: 0.5 * (1 + np.tanh(slope * margins[name].astype(float) / 2)) for name, slope in slopes.items()}
-
-    def response_table(self, dataset: Dataset, scored: Scored) -> pa.Table:
-        """A row for each response: its text and labels, all that the head says of it, its ids."""
-        responses = dataset["responses"]
-        table = responses.select(["response", *_used(responses)])
-        for name, values in scored.columns().items():
-            table = table.append_column(name, pa.array(values, from_pandas=True))
-        table = table.append_column("cached", pa.array(scored.cached))
-        return _with_columns(table, responses, ["response_id", "prompt_id"])
-
-    def pair_table(self, dataset: Dataset, scored: Scored) -> pa.Table:
-        """A row for each pair: both texts and labels, P(win), the margin, what the head says of both sides, ids."""
-        pairs, row_of = dataset["pairs"], {key: row for row, key in enumerate(scored.response_ids)}
-        rows = {side: np.array([row_of[key] for key in pairs[f"{side}_id"].to_pylist()], np.int64) for side in SIDES}
-        numbers = np.column_stack([rows[side] for side in SIDES])
-        p, several = self.win_probability(scored, numbers), len(scored.rewards) > 1
-        columns: dict[str, NDArray[np.floating]] = {f"p_win_{name}" if several else "p_win": p[name] for name in p}
-        columns["margin"] = scored.reward[numbers[:, 0]] - scored.reward[numbers[:, 1]]
-        if isinstance(self.head, Uncertain):
-            margin_sd = self.head.margin_sd(*(scored.features[rows[side]] for side in SIDES))
-            columns["margin_sd"] = np.where(np.isnan(columns["margin"]), np.nan, margin_sd)  # a side that was dropped
-        for side in SIDES:
-            columns |= {f"{side}_{name}": values[rows[side]] for name, values in scored.columns().items()}
-        table = pa.table({side: dataset["responses"]["response"].take(pa.array(rows[side])) for side in SIDES})
-        table = _with_columns(table, pairs, _used(pairs))
-        for name, values in columns.items():
-            table = table.append_column(name, pa.array(values, from_pandas=True))
-        return _with_columns(table, pairs, ["pair_id", "chosen_id", "rejected_id"])
+        p_win = {name: 0.5 * (1 + np.tanh(slope * margins[name].astype(float) / 2)) for name, slope in slopes.items()}
+        if not isinstance(self.head, Uncertain):
+            return Margins(rows, own, None, p_win)
+        sd = self.head.margin_sd(scored.features[first], scored.features[second])
+        return Margins(rows, own, np.where(np.isnan(own), np.float32(np.nan), sd), p_win)  # a side that was dropped
 
     def _features(
         self, dataset: Dataset, ids: Sequence[str], cached: NDArray[np.bool_]
@@ -231,8 +218,25 @@ class Scorer:
     def _rerun(self) -> Rerun:
         if self._loaded is None:
             names = [stored(name) for name in self.run["features"]]
-            self._loaded = Rerun.load(self._embeddings.spec, names, **self._where)
+            rerun = Rerun.load(self._embeddings.spec, names, **self._where)
+            if not rerun.weights_compared:
+                self._compare_vectors(rerun)
+            self._loaded = rerun
         return self._loaded
+
+    def _compare_vectors(self, rerun: Rerun) -> None:
+        """Raise ValueError if a few of the embedding's rows, run again, give other vectors."""
+        for name in self._store.dataset_names():
+            responses = self._store.dataset(name)["responses"].select(["response_id", "prompt", "response"])
+            known = np.flatnonzero(self._embeddings.positions(responses["response_id"]) >= 0)[:CHECKED]
+            if len(known):
+                texts = [Pending(**row) for row in responses.take(pa.array(known)).to_pylist()]
+                rerun.refuse_other_vectors(self._embeddings, texts)
+                return
+        say(
+            f"note: whether {rerun.backbone.name} is what the embedding was made with is not known: no dataset of "
+            "the store has its texts"
+        )
 
 
 def score(options: ScoreOptions) -> pa.Table:
@@ -249,7 +253,7 @@ def score(options: ScoreOptions) -> pa.Table:
         device=options.device,
         dtype=options.dtype,
     )
-    dataset = read_conversations(options.source, Store(options.store), format=options.format)
+    dataset, numbers = read_conversations(options.source, Store(options.store), format=options.format)
     each = options.each or ("pair" if len(dataset["pairs"]) else "response")
     if each == "pair" and not len(dataset["pairs"]):
         raise ValueError(f"{options.source} has no pairs; leave out --each pair")
@@ -257,29 +261,40 @@ def score(options: ScoreOptions) -> pa.Table:
     new = len(scored.cached) - int(scored.cached.sum())
     say(f"{scorer.run['run_id']}: {len(scored.cached):,} responses, {new:,} of them not in the store")
     if each == "response":
-        return scorer.response_table(dataset, scored)
-    table = scorer.pair_table(dataset, scored)
+        return response_table(dataset, scored, numbers.responses)
+    row_of = {key: row for row, key in enumerate(scored.response_ids)}
+    rows = [[row_of[key] for key in dataset["pairs"][f"{side}_id"].to_pylist()] for side in SIDES]
+    table = pair_table(dataset, scored, scorer.margins(scored, np.array(rows, np.int64).T), numbers.pairs)
     if not any(name.startswith("p_win") for name in table.column_names):
         say("no P(win): the run was not judged on pairs; run `pipeline evaluate`, or name a dataset by --calibrate")
     return table
 
 
-def read_conversations(source: str, store: Store, *, format: str | None) -> Dataset:
-    """A file's or standard input's conversations, or a dataset of the store; nothing is written."""
+def read_conversations(source: str, store: Store, *, format: str | None) -> tuple[Dataset, RowNumbers]:
+    """A file's or standard input's conversations, or a dataset of the store, and where they stand in it.
+
+    Nothing is written. Of a dataset of the store the numbers are those of its own tables.
+    """
     if source in store.dataset_names() and not Path(source).exists():
-        return store.dataset(source)
-    dataset = _read_standard_input(format) if source == "-" else read_source(source, format=format)
+        dataset = store.dataset(source)
+        return dataset, RowNumbers(*(list(range(len(dataset[table]))) for table in ("responses", "pairs")))
+    dataset, numbers = _read_standard_input(format) if source == "-" else read_numbered(source, format=format)
     show_dataset(dataset)
-    return dataset
+    return dataset, numbers
 
 
-def _read_standard_input(format: str | None) -> Dataset:
+def _read_standard_input(format: str | None) -> tuple[Dataset, RowNumbers]:
     """What stands on standard input. Raises ValueError that names it, and not the file that it is kept in."""
+    content = sys.stdin.buffer.read()
+    if content.strip() and not content.removeprefix(BOM_UTF8).lstrip().startswith((b"[", b"{")):
+        raise ValueError(
+            "standard input is neither JSON nor JSON lines, which is what - takes; give CSV, Parquet and .gz as a file"
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stdin.json"  # under this name both a JSON list and JSON lines are read
-        path.write_bytes(sys.stdin.buffer.read())
+        path.write_bytes(content)
         try:
-            return read_source(str(path), format=format)
+            return read_numbered(str(path), format=format)
         except ValueError as error:
             raise ValueError(str(error).replace(str(path), "standard input")) from error
 
@@ -295,10 +310,6 @@ def one_run(store: Store, name: str) -> dict[str, Any]:
     return runs[real[0]]
 
 
-def _messages(prompt: Prompt) -> Sequence[Message]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-
-
 def _slopes(metrics: Path, dataset: str | None) -> dict[str, float]:
     """1 / temperature of each reward, as fitted on the dataset's held-out pairs; {} if it was not judged there.
 
@@ -311,14 +322,3 @@ def _slopes(metrics: Path, dataset: str | None) -> dict[str, float]:
         row for row in rows if (row["dataset"], row["metric"]) == (dataset, "temperature") and row["subset"] is None
     ]
     return {row["scorer"]: 1 / row["value"] if row["value"] else 0.0 for row in found}
-
-
-def _used(table: pa.Table) -> list[str]:
-    """The label columns of a table that hold anything."""
-    return [name for name in LABELS if name in table.column_names and table[name].null_count < len(table)]
-
-
-def _with_columns(table: pa.Table, other: pa.Table, names: Sequence[str]) -> pa.Table:
-    for name in names:
-        table = table.append_column(name, other[name])
-    return table

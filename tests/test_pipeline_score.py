@@ -17,6 +17,7 @@ from cache.store import Store
 from pipeline.fit import FitOptions, fit
 from pipeline.rerun import Rerun
 from pipeline.score import Scorer
+from pipeline.scored import pair_table
 
 PAIRS = [
     {
@@ -26,7 +27,7 @@ PAIRS = [
     }
     for number in range(60)
 ]
-SHOWN = ["response", "reward", "F", "L", "M", "loud", "yes"]
+SHOWN = ["row", "prompt", "response", "reward", "F", "L", "M", "loud", "yes"]
 NEW = [
     {"prompt": row["prompt"] + " how", "response": row[side]} for row in PAIRS[:9] for side in ("chosen", "rejected")
 ]
@@ -138,11 +139,13 @@ def score(run_cli: Callable[..., Any], store: Path, *arguments: object, **more: 
 def test_responses_come_in_the_files_order_with_all_that_the_head_says(
     run_cli: Callable[..., Any], store: Path, tmp_path: Path
 ) -> None:
-    file = write_jsonl(tmp_path / "new.jsonl", [*NEW, {"prompt": "why", "response": ""}])
+    file = write_jsonl(tmp_path / "new.jsonl", [{"prompt": "why", "response": ""}, NEW[0], *NEW])
     run = fitted(store, "smorm")
     rows = score(run_cli, store, run, file)
     assert [row["response"] for row in rows] == [row["response"] for row in NEW]
     assert list(rows[0]) == [*SHOWN, "cached", "response_id", "prompt_id"]
+    assert [row["row"] for row in rows] == [1, *range(3, 2 + len(NEW))]  # the first that has it, refused ones counted
+    assert [row["prompt"] for row in rows] == [row["prompt"] for row in NEW]
     assert all(row["reward"] == row["F"] for row in rows)
     assert not any(row["cached"] for row in rows)
     told = run_cli("score", run, file, "--store", store)
@@ -170,6 +173,10 @@ def test_standard_input_is_json_or_json_lines(store: Path) -> None:
     empty = CliRunner().invoke(main, ["score", run, "-", "--store", str(store)], input="")
     assert empty.exit_code == 1
     assert "standard input is empty" in empty.stderr and "/tmp" not in empty.stderr
+    for text, said in [("prompt,response\nwhy,no\n", "neither JSON nor JSON lines"), ("[{", "not valid JSON")]:
+        refused = CliRunner().invoke(main, ["score", run, "-", "--store", str(store)], input=text)
+        assert refused.exit_code == 1
+        assert f"standard input is {said}" in refused.stderr and "name it" not in refused.stderr
     expected = Scorer(run, store=store).score([rows[0]["messages"][:3], "a"], ["yes", "b"])
     np.testing.assert_allclose([row["reward"] for row in tables[0]], expected, rtol=1e-6)
 
@@ -189,6 +196,28 @@ def test_pairs_get_a_calibrated_probability_once_the_run_is_judged(
     assert row["margin"] == pytest.approx(row["chosen_reward"] - row["rejected_reward"], abs=1e-6)
     assert row["p_win"] == pytest.approx(1 / (1 + math.exp(-row["margin"] / temperature)), rel=1e-6)
     assert len(score(run_cli, store, run, file, "--each", "response")) == 2
+    scorer = Scorer(run, store=store)
+    sides = [PAIRS[5]["chosen"], PAIRS[5]["rejected"]]
+    found = scorer.win(["how so", "how so", "why"], [*sides, "yes"], [*sides[::-1], "yes"])
+    assert found.tolist() == pytest.approx([row["p_win"], 1 - row["p_win"], 0.5], rel=1e-5)
+    assert scorer.win([], [], []).shape == (0,)
+    with pytest.raises(ValueError, match="1 prompts for 2 rejected"):
+        scorer.win(["why"], ["yes"], ["a", "b"])
+    with pytest.raises(ValueError, match=r"was not judged on pairs, .* `pipeline evaluate`"):
+        Scorer(fitted(store, "linear", split_seed=4), store=store).win(["why"], ["yes"], ["no"])
+
+
+def test_all_that_a_head_says_comes_in_the_order_of_the_lists(store: Path) -> None:
+    scorer = Scorer(fitted(store, "smorm"), store=store)
+    known = PAIRS[0]["prompt"], PAIRS[0]["chosen"]
+    found = scorer.score_all(["why not", known[0], "why not"], ["no", known[1], "no"])
+    assert list(found.rewards) == ["F", "L", "M"] == scorer.reward_names()
+    assert list(found.attributes) == ["loud", "yes"]
+    assert found.cached.tolist() == [False, True, False]
+    (alone,) = scorer.score_all([known[0]], [known[1]]).rewards["M"]
+    assert found.rewards["M"][1] == alone and found.rewards["M"][0] == found.rewards["M"][2] != alone
+    assert found.attributes["yes"].shape == (3,) and found.features.shape == (3, 64)
+    assert scorer.score([], []).shape == (0,)
 
 
 def test_uncertain_heads_say_how_sure_they_are(run_cli: Callable[..., Any], store: Path, tmp_path: Path) -> None:
@@ -243,7 +272,9 @@ def test_a_response_that_is_dropped_as_over_long_has_no_reward(tmp_path: Path, t
     dataset.add_pair(*sides)
     sure = Scorer(fitted(tmp_path / "s", "bayes"), store=tmp_path / "s")
     new = Dataset("new", dataset.tables(), {})
-    (pair,) = sure.pair_table(new, sure.score_dataset(new)).to_pylist()
+    scored = sure.score_dataset(new)
+    margins = sure.margins(scored, np.array([[0, 1]]))
+    (pair,) = pair_table(new, scored, margins, [0]).to_pylist()
     assert pair["margin"] is None and pair["margin_sd"] is None and pair["rejected_sd"] > 0
     reward = pipeline.reward_function(fitted(tmp_path / "s", "linear"), store=tmp_path / "s")
     assert reward(prompts=["why"], completions=["yes " * 60]) == [None]
@@ -271,6 +302,50 @@ def test_a_backbone_that_is_not_what_it_was_is_refused(
         scorer.score(["why"], ["so"])
 
 
+def of_the_hub(store: Path, run: str, copy: Path) -> None:
+    """A copy of a store, as if the backbone had come from the hub: its weights known by a commit, not by a hash."""
+    import shutil
+
+    from cache.spec import EmbeddingSpec
+
+    shutil.copytree(store, copy)
+    (was,) = (copy / "embeddings").iterdir()
+    content = {**json.loads((was / "spec.json").read_text()), "weights": "revision:" + 40 * "0"}
+    now = EmbeddingSpec.from_json(content).fingerprint
+    (was / "spec.json").write_text(json.dumps(content))
+    was.rename(was.with_name(now))
+    saved = copy / "runs" / run / "run.json"
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "embedding": now}))
+
+
+@pytest.mark.parametrize("features", ["L4.last", "L2.mean+tokens"])
+def test_a_directory_in_the_place_of_a_hub_backbone_is_tried_on_cached_rows(
+    features: str, store: Path, tmp_path: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    from transformers import AutoModel
+
+    run = fitted(store, "linear", features)
+    of_the_hub(store, run, tmp_path / "store")
+    same = Scorer(run, store=tmp_path / "store", backbone=str(tiny_backbone)).score(["why"], ["so"])
+    assert same.tolist() == Scorer(run, store=store).score(["why"], ["so"]).tolist()
+    shutil.copytree(tiny_backbone, tmp_path / "other")
+    model = AutoModel.from_pretrained(tiny_backbone)
+    model.layers[0].post_feedforward_layernorm.weight.data += 0.03
+    model.save_pretrained(tmp_path / "other")
+    changed = Scorer(run, store=tmp_path / "store", backbone=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"other is not the backbone that embedding .* another L"):
+        changed.score(["why"], ["so"])
+    with pytest.raises(ValueError, match="is not the backbone"):  # and not only the first time
+        changed.score(["why"], ["so"])
+    assert "not known" not in capsys.readouterr().err
+    for table in (tmp_path / "store" / "data").iterdir():
+        shutil.rmtree(table)
+    changed.score(["why"], ["so"])
+    assert "is not known: no dataset of the store has its texts" in capsys.readouterr().err
+
+
 def test_a_group_of_several_runs_is_not_one_run(run_cli: Callable[..., Any], store: Path) -> None:
     runs = fit(FitOptions(("bt",), store, pairs="pairs", seeds=2, options=(("epochs", "2"),), control=True))
     with pytest.raises(ValueError, match=rf"has 2 runs \({runs[0].run_id}, {runs[1].run_id}\)"):
@@ -293,20 +368,6 @@ def test_conversations_without_annotations_are_read(read: Read) -> None:
         "messages does not end with an assistant reply",
         "messages holds text where a list of messages is expected",
     ]
-
-
-def test_trl_calls_with_texts_and_with_messages(store: Path) -> None:
-    run = fitted(store, "linear")
-    reward = pipeline.reward_function(run, store=store)
-    asked, said = "why not", [{"role": "assistant", "content": "yes"}]
-    texts = reward(prompts=[asked, asked], completions=["yes", ""], answer=["a", "b"], trainer_state=None)
-    turns = reward(prompts=[[user(asked)]], completions=[said])
-    assert turns[0] == texts[0]
-    assert all(isinstance(value, float) for value in texts)
-    tools = [{"role": "assistant", "content": None, "tool_calls": []}, {"role": "tool", "content": "4"}, *said]
-    assert reward(prompts=[[user(asked)]], completions=[tools])[0] != turns[0]
-    assert reward(prompts=[], completions=[]) == []
-    assert getattr(reward, "__name__") == run  # noqa: B009 - a protocol has no such name
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
