@@ -54,6 +54,7 @@ def score(as_json: bool, output: Path | None, format_: str | None, **options: An
     FILE is a file that embed reads, or one of prompt and response, or of messages; or a dataset in the store.
     - reads JSON or JSON lines from stdin.
     Responses that the store has are not run again.
+      row        the row of FILE, from 0, that has the response first, or the pair
       reward     the head's own score; F, L, M, ... beside it where it has several
       sd         its standard deviation (bayes, ensemble)
       p_win      of a pair: s(margin / temperature), the temperature that `pipeline evaluate` found on held-out pairs

@@ -346,6 +346,21 @@ def test_a_directory_in_the_place_of_a_hub_backbone_is_tried_on_cached_rows(
     assert "is not known: no dataset of the store has its texts" in capsys.readouterr().err
 
 
+def test_the_documents_example_runs(store: Path) -> None:
+    import re
+
+    run = fitted(store, "linear", split_seed=3)
+    from pipeline.evaluate import EvaluateOptions, evaluate
+
+    evaluate(EvaluateOptions((run,), ("pairs",), store))
+    text = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
+    (code,) = re.findall(r"```python\n(import pipeline\n\nscorer.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code.replace("bt-a050e269-s0", run).replace('"store"', repr(str(store))), names)
+    assert names["rewards"].tolist() == names["everything"].reward.tolist()
+    assert names["p_win"].shape == (1,) and (names["p_win"][0] > 0.5) == (names["rewards"][0] > names["rewards"][1])
+
+
 def test_a_group_of_several_runs_is_not_one_run(run_cli: Callable[..., Any], store: Path) -> None:
     runs = fit(FitOptions(("bt",), store, pairs="pairs", seeds=2, options=(("epochs", "2"),), control=True))
     with pytest.raises(ValueError, match=rf"has 2 runs \({runs[0].run_id}, {runs[1].run_id}\)"):
