@@ -104,8 +104,12 @@ def test_a_trainer_takes_steps_by_our_rewards(
         assert again.tolist() == pytest.approx(values, abs=1e-4)
 
 
+@pytest.mark.parametrize("form", ["plain", "custom"])
 def test_an_exported_directory_is_a_reward_model_for_trl(
-    run: tuple[str, Path], policy: tuple[Any, Any], tmp_path: Path
+    form: Any,  # noqa: ANN401
+    run: tuple[str, Path],
+    policy: tuple[Any, Any],
+    tmp_path: Path,
 ) -> None:
     import trl
     from datasets import Dataset
@@ -114,7 +118,7 @@ def test_an_exported_directory_is_a_reward_model_for_trl(
     from pipeline.fit import FitOptions, fit
 
     (linear,) = fit(FitOptions(("linear",), run[1], pairs="pairs", control=False))
-    done = export(ExportOptions(linear.run_id, tmp_path / "reward", run[1], rows=8))
+    done = export(ExportOptions(linear.run_id, tmp_path / "reward", run[1], rows=8, form=form))
     ours = pipeline.reward_function(linear.run_id, store=run[1])
     seen: list[list[float | None]] = []
 
@@ -124,13 +128,20 @@ def test_an_exported_directory_is_a_reward_model_for_trl(
 
     model, tokenizer = policy
     prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-    trainer = trl.GRPOTrainer(
-        model=model,
-        args=trl.GRPOConfig(**OPTIONS, output_dir=str(tmp_path / "run")),
-        train_dataset=Dataset.from_dict({"prompt": prompts}),
-        processing_class=tokenizer,
-        reward_funcs=[str(tmp_path / "reward"), beside],
-    )
+
+    def trainer_of(**options: Any) -> Any:  # noqa: ANN401
+        return trl.GRPOTrainer(
+            model=model,
+            args=trl.GRPOConfig(**OPTIONS, **options, output_dir=str(tmp_path / "run")),
+            train_dataset=Dataset.from_dict({"prompt": prompts}),
+            processing_class=tokenizer,
+            reward_funcs=[str(tmp_path / "reward"), beside],
+        )
+
+    if form == "custom":
+        with pytest.raises(ValueError, match="custom code"):  # as docs/export.md says
+            trainer_of()
+    trainer = trainer_of(trust_remote_code=form == "custom")
     trainer.train()
     logged = [row for row in trainer.state.log_history if "rewards/beside/mean" in row]
     assert len(logged) == len(seen) == STEPS
