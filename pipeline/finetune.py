@@ -5,9 +5,7 @@ on from the last checkpoint; under `accelerate launch` several processes share e
 """
 
 import math
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,12 +18,13 @@ from cache.embeddings import TRAINING
 from cache.files import read_json
 from cache.splits import is_test
 from cache.store import Store
-from pipeline.backbone import Backbone, default_dtype, load_backbone
+from pipeline.backbone import Backbone, load_backbone
 from pipeline.checkpoints import Checkpoint, find_checkpoints
 from pipeline.finetune_loop import CHECKPOINTS, CURVES, Loop, best_of, read_curves, train
-from pipeline.finetune_model import EXTRA, RewardModel, build_model, merged, weight_groups
+from pipeline.finetune_model import RewardModel, build_model, merged, weight_groups
 from pipeline.finetune_options import FinetuneOptions, choose_hidden, choose_lora, choose_objective
 from pipeline.finetune_plan import Prepared, prepare
+from pipeline.finetune_processes import shared_work
 from pipeline.finetuned import read_training, write_finetuned
 from pipeline.fit_data import trained_prompts
 from pipeline.progress import say
@@ -58,23 +57,19 @@ def finetune(options: FinetuneOptions) -> FinetuneSummary | None:
         that cannot be written as a sequence classifier, or an output directory of another fine-tune.
     """
     objective = choose_objective(options)
-    accelerator = _accelerator(options)
-    try:
-        with _only_main_speaks(accelerator):
-            prepared = prepare(options, objective, accelerator)
-            summary = _known(options.output, prepared.plan)
-            if summary is not None:
-                say(f"{options.output} is complete; nothing is left to do")
-            else:
-                kept = _train(options, prepared, accelerator)
-                if accelerator.is_main_process:
-                    _write(options, prepared, kept)
-                accelerator.wait_for_everyone()
-                best = best_of(kept)
-                summary = FinetuneSummary(options.output, prepared.settings.steps, best.step, best.content["valid"])
-            return summary if accelerator.is_main_process else None
-    finally:
-        accelerator.end_training()
+    with shared_work(options) as accelerator:
+        prepared = prepare(options, objective, accelerator)
+        summary = _known(options.output, prepared.plan)
+        if summary is not None:
+            say(f"{options.output} is complete; nothing is left to do")
+        else:
+            kept = _train(options, prepared, accelerator)
+            if accelerator.is_main_process:
+                _write(options, prepared, kept, accelerator.num_processes)
+            accelerator.wait_for_everyone()
+            best = best_of(kept)
+            summary = FinetuneSummary(options.output, prepared.settings.steps, best.step, best.content["valid"])
+        return summary if accelerator.is_main_process else None
 
 
 def _train(options: FinetuneOptions, prepared: Prepared, accelerator: "Accelerator") -> list[Checkpoint]:
@@ -106,7 +101,7 @@ def _train(options: FinetuneOptions, prepared: Prepared, accelerator: "Accelerat
         ) from error
 
 
-def _write(options: FinetuneOptions, prepared: Prepared, kept: list[Checkpoint]) -> None:
+def _write(options: FinetuneOptions, prepared: Prepared, kept: list[Checkpoint], processes: int) -> None:
     """Write the best checkpoint's weights as a backbone with its head."""
     best = best_of(kept)
     if best.step == 0:
@@ -121,7 +116,7 @@ def _write(options: FinetuneOptions, prepared: Prepared, kept: list[Checkpoint])
     spread = torch.tensor(best.content["valid"].get("spread", [[0.0, 0.0], [1.0, 1.0]]))
     head = model.heads.as_head(prepared.objective, prepared.scale, spread)
     before, already = read_training(options.backbone) or (None, [])
-    record = {**_record(options, prepared, best), "before": before}
+    record = {**_record(options, prepared, best), "processes": processes, "before": before}
     store = Store(options.store)
     fitted = sorted(trained_prompts(store, store.run(options.init))) if options.init else []
     seen = list(dict.fromkeys([*already, *fitted, *_seen(prepared)]))
@@ -146,38 +141,6 @@ def _build(options: FinetuneOptions, prepared: Prepared, backbone: Backbone) -> 
     if prepared.start is not None:
         model.heads.start_from(prepared.start)
     return model
-
-
-def _accelerator(options: FinetuneOptions) -> "Accelerator":
-    """What shares the work among processes and devices, as `accelerate launch` says or alone."""
-    try:
-        from accelerate import Accelerator, DistributedType
-    except ImportError as error:
-        raise ValueError(f"fine-tuning needs accelerate, which is not installed; run: {EXTRA}") from error
-    on_cpu = options.device == "cpu" or not torch.cuda.is_available()
-    dtype = options.dtype or default_dtype("cpu" if on_cpu else "cuda")
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision={"bfloat16": "bf16", "float32": "no"}[dtype])
-    if accelerator.distributed_type == DistributedType.FSDP:
-        shard_float32(accelerator.state.fsdp_plugin)
-    return accelerator
-
-
-def shard_float32(plugin: Any) -> None:  # noqa: ANN401 - a plugin of accelerate
-    """Have sharded weights gathered, and gradients added up, in float32; autocast does the rest, as in one process.
-
-    Accelerate would have both in bfloat16, the heads' too, which compute in float32.
-    """
-    plugin.mixed_precision_policy = None
-
-
-@contextmanager
-def _only_main_speaks(accelerator: "Accelerator") -> Iterator[None]:
-    """Of several processes one tells what is going on; all of them tell what goes wrong."""
-    if accelerator.is_main_process:
-        yield
-        return
-    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
-        yield
 
 
 def _known(output: Path, plan: Mapping[str, Any]) -> FinetuneSummary | None:

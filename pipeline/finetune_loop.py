@@ -209,9 +209,13 @@ class Loop:
         return float(value.detach()), pull
 
     def _apart(self, more: bool) -> AbstractContextManager[None]:
-        """While more parts follow, gradients are not yet exchanged with other processes."""
-        context: AbstractContextManager[None] = self.accelerator.no_sync(self.model) if more else nullcontext()
-        return context
+        """While more parts follow, gradients are not yet exchanged with other processes.
+
+        They are where weights are sharded: there a process would keep whole gradients, four bytes for every weight.
+        """
+        sharded = self.accelerator.distributed_type.value == "FSDP"
+        context: AbstractContextManager[None] = nullcontext()
+        return context if sharded or not more else self.accelerator.no_sync(self.model)
 
     def _run(self, part: Micro) -> Outputs:
         """The model's word on a part; of the chosen responses their likelihood too, where the objective asks for it."""

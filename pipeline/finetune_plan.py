@@ -78,7 +78,9 @@ class Prepared:
 def prepare(options: FinetuneOptions, objective: Objective, accelerator: "Accelerator") -> Prepared:
     """Read the data and load the backbone; everything that can be refused is refused here."""
     datasets = _datasets(options, accelerator)
-    say(f"loading {options.backbone} to train it on {accelerator.device.type} in {precision(accelerator)}")
+    count = accelerator.num_processes
+    shared = f" by {count} processes" if count > 1 else ""
+    say(f"loading {options.backbone} to train it on {accelerator.device.type} in {precision(accelerator)}{shared}")
     backbone = load_backbone(
         options.backbone,
         revision=options.backbone_revision,
