@@ -75,6 +75,9 @@ def finetune(options: FinetuneOptions) -> FinetuneSummary | None:
 def _train(options: FinetuneOptions, prepared: Prepared, accelerator: "Accelerator") -> list[Checkpoint]:
     """Take the steps that are left; the checkpoints that are kept."""
     model = _build(options, prepared, prepared.backbone)
+    unread = sum(weight.numel() for weight in model.base.parameters() if not weight.requires_grad)
+    if unread and options.lora is None:
+        say(f"{unread:,} weights of the backbone are not read for text; they stay as they are")
     groups = weight_groups(model, prepared.settings.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=prepared.settings.lr, fused=True)
     ready, optimizer = accelerator.prepare(model, optimizer)

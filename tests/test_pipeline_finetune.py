@@ -425,6 +425,52 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert set(ours) == set(theirs)
 
 
+@pytest.fixture
+def sees(tmp_path: Path, tiny_backbone: Path, tiny_tokenizer: Any) -> Path:  # noqa: ANN401
+    """The tiny backbone behind a vision tower, as Gemma 3 of 4b and more are."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = Gemma3TextConfig.from_pretrained(tiny_backbone).to_dict()
+    vision = {**small, "image_size": 28, "patch_size": 14}
+    torch.manual_seed(0)
+    Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=5)
+    ).save_pretrained(tmp_path / "sees")
+    tiny_tokenizer.save_pretrained(tmp_path / "sees")
+    return tmp_path / "sees"
+
+
+def test_weights_that_text_does_not_read_stay_and_the_run_is_resumed(
+    sees: Path, data: Path, tmp_path: Path, run_cli: RunCLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+
+    from pipeline.finetune_loop import Loop
+
+    step = Loop.step
+
+    def interrupted(self: Loop, number: int) -> dict[str, float]:
+        if number == 3:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    words = arguments(sees, data, tmp_path / "out", "--steps", 4, "--every", 2, "--lr", "1e-3")
+    monkeypatch.setattr(Loop, "step", interrupted)
+    assert run_cli(*words).exit_code == 130
+    monkeypatch.setattr(Loop, "step", step)
+    again = run_cli(*words)
+    assert again.exit_code == 0, again.output
+    assert "going on from step 2" in again.stderr
+    assert "weights of the backbone are not read for text; they stay as they are" in again.stderr
+    kept = load_file(tmp_path / "out" / "checkpoints" / "step-00000004" / "model.safetensors")
+    assert kept and not any("vision" in name or "projector" in name for name in kept)
+    assert any(".layers.3." in name for name in kept)
+    before, after = (load_file(folder / "model.safetensors") for folder in (sees, tmp_path / "out"))
+    same = {name for name in before if "vision" in name and torch.equal(before[name], after[name])}
+    assert same == {name for name in before if "vision" in name} != set()
+
+
 # `pipeline` that is gone, as if killed, before a step, in every process.
 STOPPED = """
 import os
