@@ -5,7 +5,7 @@ on from the last checkpoint; under `accelerate launch` several processes share e
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from cache.embeddings import TRAINING
 from cache.files import read_json
 from cache.splits import is_test
 from cache.store import Store
+from heads.protocol import Head
 from pipeline.backbone import Backbone, load_backbone
 from pipeline.checkpoints import Checkpoint, find_checkpoints
 from pipeline.finetune_loop import CHECKPOINTS, CURVES, Loop, best_of, read_curves, train
@@ -25,9 +27,10 @@ from pipeline.finetune_model import RewardModel, build_model, merged, weight_gro
 from pipeline.finetune_options import FinetuneOptions, choose_hidden, choose_lora, choose_objective
 from pipeline.finetune_plan import Prepared, prepare
 from pipeline.finetune_processes import shared_work
-from pipeline.finetuned import read_training, write_finetuned
+from pipeline.finetuned import hold_together, proof_scores, read_training, write_finetuned
 from pipeline.fit_data import trained_prompts
 from pipeline.progress import say
+from pipeline.render import TokenRow
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -118,17 +121,27 @@ def _write(options: FinetuneOptions, prepared: Prepared, kept: list[Checkpoint],
     best.load_model(model)
     spread = torch.tensor(best.content["valid"].get("spread", [[0.0, 0.0], [1.0, 1.0]]))
     head = model.heads.as_head(prepared.objective, prepared.scale, spread)
+    rows, pad = prepared.texts.rows, prepared.pad
+    base, apart = _merge(model, head, rows)
     before, already = read_training(options.backbone) or (None, [])
-    record = {**_record(options, prepared, best), "processes": processes, "before": before}
+    record = {**_record(options, prepared, best), "processes": processes, "merged": apart, "before": before}
     store = Store(options.store)
     fitted = sorted(trained_prompts(store, store.run(options.init))) if options.init else []
     seen = list(dict.fromkeys([*already, *fitted, *_seen(prepared)]))
-    rows, pad = prepared.texts.rows, prepared.pad
-    write_finetuned(options.output, merged(model), head, prepared.renderer, rows, pad, seen, record)
+    write_finetuned(options.output, base, head, prepared.renderer, rows, pad, seen, record)
     say(
         f"{options.output}: the weights of step {best.step:,}; "
         f"`pipeline embed DATASET --backbone {options.output}` takes it from here"
     )
+
+
+def _merge(model: RewardModel, head: Head, rows: Sequence[TokenRow]) -> tuple[nn.Module, float | None]:
+    """The backbone without adapters, and how far its scores are from theirs; None if there were none."""
+    adapted = proof_scores(model.base, head, rows)
+    base = merged(model)
+    if base is model.base:
+        return base, None
+    return base, hold_together(proof_scores(base, head, rows), adapted, "the backbone with its adapters merged scores")
 
 
 def _build(options: FinetuneOptions, prepared: Prepared, backbone: Backbone) -> RewardModel:

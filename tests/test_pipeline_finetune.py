@@ -379,13 +379,26 @@ def test_lora_ends_as_merged_weights(tiny_backbone: Path, data: Path, tmp_path: 
     changed = {name for name in before if not torch.equal(before[name], weights[f"model.{name}"])}
     assert changed == {name for name in before if "_proj" in name}
     record = json.loads((tmp_path / "out" / "finetune.json").read_text())
-    assert record["difference"] < 1e-4  # merged against trained, by plain transformers
+    assert record["difference"] < 1e-4  # written, by plain transformers, against merged
+    assert 0 < record["merged"] < 1e-4  # merged against adapters
     assert record["best"]["valid"]["accuracy"] > 0.9
     checkpoint = next((tmp_path / "out" / "checkpoints").glob("*/model.safetensors"))
     assert all("lora_" in name or name.startswith("heads.") for name in load_file(checkpoint))
     options = ("--backbone", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu")
     assert run_cli("embed", "pairs", *options).exit_code == 0
     exports_as_it_scores(tmp_path / "store", tmp_path / "exported", plain=True)
+
+
+def test_adapters_that_merge_into_other_scores_are_refused(
+    tiny_backbone: Path, data: Path, tmp_path: Path, run_cli: RunCLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is merged is held against the adapters, and not against itself."""
+    peft = pytest.importorskip("peft")
+    monkeypatch.setattr(peft.PeftModel, "merge_and_unload", lambda self, **_: self.unload(), raising=False)
+    result = run_cli(*arguments(tiny_backbone, data, tmp_path / "out", "--lora", 4, "--lr", "1e-2", "--steps", 4))
+    assert result.exit_code == 1
+    assert "the backbone with its adapters merged scores otherwise than it was trained" in result.stderr
+    assert not (tmp_path / "out" / "config.json").exists()
 
 
 def run_files(output: Path) -> dict[str, bytes]:
