@@ -249,7 +249,7 @@ def _with_adapters(base: Any, lora: LoRA) -> Any:  # noqa: ANN401 - models of tr
 
 
 def _read_for_text(base: Any) -> set[Tensor]:  # noqa: ANN401 - a model of transformers
-    """The trainable weights that the final state of a text depends on, by autograd's graph: no gradient takes memory."""
+    """The trainable weights that a text's final state depends on, by autograd's graph: no gradient takes memory."""
     ids = torch.tensor([[0, 1]])
     state = base(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
     found, seen, left = set[Tensor](), set[Any](), [state.grad_fn]
