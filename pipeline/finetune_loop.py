@@ -135,6 +135,7 @@ class Loop:
         rows = np.union1d(pairs.ravel(), self.held.annotated)
         if not len(rows):
             return {}
+        say(f"evaluating on {len(rows):,} held-out responses")
         scores = self._score(rows)
         found: dict[str, Any] = {}
         if len(pairs):
@@ -243,12 +244,15 @@ class Loop:
         parts = [part.astype(np.int64) for part in batches(self.lengths[rows].tolist(), self.settings.token_budget)]
         count, rank = self.accelerator.num_processes, self.accelerator.process_index
         table = torch.zeros(len(rows), self.objective.rewards + self.targets.shape[1], device=self.accelerator.device)
+        progress = Progress("responses", total=len(parts))
         for start in range(0, len(parts), count):  # every process runs a part each time round, the last ones again
             part = parts[min(start + rank, len(parts) - 1)]
             chosen = [self.texts.rows[number] for number in rows[part].tolist()]
             scores = self.model(*Inputs.of(chosen, self.pad, self.accelerator.device).arguments())[0]
             if start + rank < len(parts):
                 table[part] = scores.float()
+            progress.advance(count, sum(map(len, parts[start : start + count])))
+        progress.close()
         self.model.train()
         scored: Tensor = self.accelerator.reduce(table, reduction="sum")
         return scored.cpu()
@@ -280,8 +284,8 @@ def train(loop: Loop, output: Path, plan: Mapping[str, Any]) -> list[Checkpoint]
         if main:
             _append(output / CURVES, {"step": number + 1, **line})
         if (number + 1) % loop.settings.every == 0 or number + 1 == loop.settings.steps:
+            progress.close()
             _evaluate_and_keep(loop, output, number + 1, plan, trained=line["loss"])
-    progress.close()
     return find_checkpoints(folder)
 
 
