@@ -6,6 +6,7 @@ on from the last checkpoint; under `accelerate launch` several processes share e
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,16 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from cache.embeddings import TRAINING
-from cache.files import read_json
 from cache.splits import is_test
 from cache.store import Store
 from heads.protocol import Head
 from pipeline.backbone import Backbone, load_backbone
-from pipeline.checkpoints import Checkpoint, find_checkpoints
-from pipeline.finetune_loop import CHECKPOINTS, CURVES, Loop, best_of, read_curves, train
+from pipeline.checkpoints import Checkpoint
+from pipeline.finetune_loop import Loop, best_of, read_curves, train
 from pipeline.finetune_model import RewardModel, build_model, merged, weight_groups
 from pipeline.finetune_options import FinetuneOptions, choose_hidden, choose_lora, choose_objective
+from pipeline.finetune_output import CURVES, check_ours, finished, held
 from pipeline.finetune_plan import Prepared, prepare
 from pipeline.finetune_processes import shared_work
 from pipeline.finetuned import hold_together, proof_scores, read_training, write_finetuned
@@ -61,18 +61,27 @@ def finetune(options: FinetuneOptions) -> FinetuneSummary | None:
     """
     objective = choose_objective(options)
     with shared_work(options) as accelerator:
+        check_ours(options.output)
         prepared = prepare(options, objective, accelerator)
-        summary = _known(options.output, prepared.plan)
-        if summary is not None:
-            say(f"{options.output} is complete; nothing is left to do")
-        else:
-            kept = _train(options, prepared, accelerator)
-            if accelerator.is_main_process:
-                _write(options, prepared, kept, accelerator.num_processes)
+        with held(options.output) if accelerator.is_main_process else nullcontext():
             accelerator.wait_for_everyone()
-            best = best_of(kept)
-            summary = FinetuneSummary(options.output, prepared.settings.steps, best.step, best.content["valid"])
+            summary = _run(options, prepared, accelerator)
         return summary if accelerator.is_main_process else None
+
+
+def _run(options: FinetuneOptions, prepared: Prepared, accelerator: "Accelerator") -> FinetuneSummary:
+    """Train and write, unless that is done."""
+    record = finished(options.output, prepared.plan)
+    if record is not None:
+        say(f"{options.output} is complete; nothing is left to do")
+        best = record["best"]
+        return FinetuneSummary(options.output, prepared.settings.steps, best["step"], best["valid"])
+    kept = _train(options, prepared, accelerator)
+    if accelerator.is_main_process:
+        _write(options, prepared, kept, accelerator.num_processes)
+    accelerator.wait_for_everyone()
+    last = best_of(kept)
+    return FinetuneSummary(options.output, prepared.settings.steps, last.step, last.content["valid"])
 
 
 def _train(options: FinetuneOptions, prepared: Prepared, accelerator: "Accelerator") -> list[Checkpoint]:
@@ -157,29 +166,6 @@ def _build(options: FinetuneOptions, prepared: Prepared, backbone: Backbone) -> 
     if prepared.start is not None:
         model.heads.start_from(prepared.start)
     return model
-
-
-def _known(output: Path, plan: Mapping[str, Any]) -> FinetuneSummary | None:
-    """What the directory has of this very fine-tune when it is complete; None if there is something left to do.
-
-    Raises: ValueError if it has another one.
-    """
-    record = read_json(output / TRAINING) if (output / TRAINING).is_file() else None
-    checkpoints = find_checkpoints(output / CHECKPOINTS)
-    if record is None and not checkpoints and (output / "config.json").is_file():
-        raise ValueError(f"{output} holds a model that no fine-tune left there; give another --output")
-    before = [record["plan"]] if record else [checkpoints[-1].content["plan"]] if checkpoints else []
-    for old in before:
-        different = [name for name in plan if old.get(name) != plan[name]]
-        if different:
-            name = different[0]
-            raise ValueError(
-                f"{output} holds a fine-tune with {name} {old.get(name)}, not {plan[name]}; "
-                "give another --output, or remove it to start again"
-            )
-    if record is None:
-        return None
-    return FinetuneSummary(output, plan["steps"], record["best"]["step"], record["best"]["valid"])
 
 
 def _record(options: FinetuneOptions, prepared: Prepared, best: Checkpoint) -> dict[str, Any]:

@@ -27,11 +27,9 @@ from pipeline.checkpoints import Checkpoint, find_checkpoints, gather_state, pru
 from pipeline.finetune_data import Batch, Batches, Micro, Numbers, Texts, share_out
 from pipeline.finetune_loss import Counted, Given, Objective, Outputs, coupled_loss, loss_terms
 from pipeline.finetune_model import Inputs
+from pipeline.finetune_output import CHECKPOINTS, CURVES
 from pipeline.forward import batches
 from pipeline.progress import Progress, say
-
-CURVES = "curves.jsonl"
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)

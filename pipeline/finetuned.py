@@ -34,6 +34,7 @@ from heads.registry import load_head
 from heads.saving import read_tree
 from pipeline.backbone import resolve
 from pipeline.classifier import classifier_class, whole_template, write_classifier, write_tokenizer
+from pipeline.finetune_output import check_whole
 from pipeline.progress import say
 from pipeline.render import Renderer, TokenRow
 
@@ -97,9 +98,15 @@ def write_finetuned(
 
 
 def read_training(backbone: str) -> tuple[dict[str, Any], list[str]] | None:
-    """A fine-tuned backbone's finetune.json and the prompts it has seen; None for any other backbone."""
+    """A fine-tuned backbone's finetune.json and the prompts it has seen; None for any other backbone.
+
+    Raises: ValueError for one that was not written to its end.
+    """
     where = resolve(backbone)
-    if not isinstance(where, Path) or not (where / TRAINING).is_file():
+    if not isinstance(where, Path):
+        return None
+    check_whole(where)
+    if not (where / TRAINING).is_file():
         return None
     return read_json(where / TRAINING), pq.read_table(where / SEEN)["prompt_id"].to_pylist()
 
