@@ -26,7 +26,7 @@ from pipeline.finetune_model import RewardModel, build_model, merged, weight_gro
 from pipeline.finetune_options import FinetuneOptions, choose_hidden, choose_lora, choose_objective
 from pipeline.finetune_output import CURVES, check_ours, finished, held
 from pipeline.finetune_plan import Prepared, prepare
-from pipeline.finetune_processes import shared_work
+from pipeline.finetune_processes import memory_told, shared_work
 from pipeline.finetuned import hold_together, proof_scores, read_training, write_finetuned
 from pipeline.fit_data import trained_prompts
 from pipeline.progress import say
@@ -92,12 +92,17 @@ def _train(options: FinetuneOptions, prepared: Prepared, accelerator: "Accelerat
         say(f"{unread:,} weights of the backbone are not read for text; they stay as they are")
     groups = weight_groups(model, prepared.settings.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=prepared.settings.lr, fused=True)
-    ready, optimizer = accelerator.prepare(model, optimizer)
-    if model.lm_head is not None:
-        model.lm_head = model.lm_head.to(accelerator.device)
-    loop = Loop(
+    with memory_told(prepared.settings.token_budget):
+        ready, optimizer = accelerator.prepare(model, optimizer)
+        if model.lm_head is not None:
+            model.lm_head = model.lm_head.to(accelerator.device)
+        return train(_loop(prepared, accelerator, ready, optimizer), options.output, prepared.plan)
+
+
+def _loop(prepared: Prepared, accelerator: "Accelerator", model: Any, optimizer: Any) -> Loop:  # noqa: ANN401 - prepared
+    return Loop(
         accelerator=accelerator,
-        model=ready,
+        model=model,
         optimizer=optimizer,
         objective=prepared.objective,
         texts=prepared.texts,
@@ -107,13 +112,6 @@ def _train(options: FinetuneOptions, prepared: Prepared, accelerator: "Accelerat
         settings=prepared.settings,
         pad=_pad(prepared.backbone),
     )
-    try:
-        return train(loop, options.output, prepared.plan)
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"the device ran out of memory at {prepared.settings.token_budget:,} tokens at once; lower --token-budget, "
-            "train adapters (--lora RANK), or leave --recompute on; the same command goes on from the last checkpoint"
-        ) from error
 
 
 def _write(options: FinetuneOptions, prepared: Prepared, kept: list[Checkpoint], processes: int) -> None:

@@ -24,7 +24,7 @@ from heads.criterion import mean_r2
 from heads.objectives import attribute_loss, bt_loss
 from heads.variants import measure_spread
 from pipeline.checkpoints import Checkpoint, find_checkpoints, gather_state, prune_checkpoints, write_checkpoint
-from pipeline.finetune_data import Batch, Batches, Micro, Numbers, Texts, share_out
+from pipeline.finetune_data import SEEDS, Batch, Batches, Micro, Numbers, Texts, share_out
 from pipeline.finetune_loss import Counted, Given, Objective, Outputs, coupled_loss, loss_terms
 from pipeline.finetune_model import Inputs
 from pipeline.finetune_output import CHECKPOINTS, CURVES
@@ -99,7 +99,7 @@ class Loop:
     def step(self, number: int) -> dict[str, float]:
         """Take one step. Returns the loss and its terms, the gradient's norm, the learning rate, tokens and seconds.
 
-        Raises: ValueError if the loss is not finite.
+        Raises: ValueError if the loss or the gradient is not finite.
         """
         started = time.perf_counter()
         batch = self.training.at(number)
@@ -111,9 +111,9 @@ class Loop:
             token_budget=self.settings.token_budget,
         )
         losses = self._gradients(batch, shares[self.accelerator.process_index], number)
-        if not math.isfinite(losses["loss"]):
-            raise ValueError(f"the loss became {losses['loss']} at step {number + 1}; lower --lr ({self.settings.lr})")
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        self._require_finite("the loss", losses["loss"], f"at step {number + 1}")
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm))
+        self._require_finite("the gradient's norm", norm, f"at step {number + 1}")
         lr = self.settings.lr_at(number)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -121,12 +121,14 @@ class Loop:
         self.optimizer.zero_grad()
         tokens = int(sum(self.lengths[part.rows].sum() for share in shares for part in share if not part.stands_in))
         seconds = time.perf_counter() - started
-        return {**losses, "grad_norm": float(norm), "lr": lr, "tokens": tokens, "seconds": seconds}
+        return {**losses, "grad_norm": norm, "lr": lr, "tokens": tokens, "seconds": seconds}
 
     def evaluate(self) -> dict[str, Any]:
         """Judge the held-out annotations: accuracy with its interval and loss of pairs, error and R2 of attributes.
 
         Returns: {} if nothing is held out.
+
+        Raises: ValueError if a score is not finite.
         """
         view, rewards = self.texts.data.view, self.objective.rewards
         pairs = view.pairs[self.held.pairs]
@@ -135,6 +137,7 @@ class Loop:
             return {}
         say(f"evaluating on {len(rows):,} held-out responses")
         scores = self._score(rows)
+        self._require_finite("a held-out score", float(scores.sum()), "after the last step")
         found: dict[str, Any] = {}
         if len(pairs):
             chosen, rejected = np.searchsorted(rows, pairs).T
@@ -255,9 +258,16 @@ class Loop:
         scored: Tensor = self.accelerator.reduce(table, reduction="sum")
         return scored.cpu()
 
+    def _require_finite(self, what: str, value: float, when: str) -> None:
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{what} became {value} {when}; lower --lr ({self.settings.lr}), and give another --output"
+            )
+
     def _seed(self, number: int) -> None:
         """Seed what dropout draws from by the step and the process, so that a resumed run draws the same."""
-        torch.manual_seed((self.settings.seed * 1_000_003 + number) * 1_009 + self.accelerator.process_index)
+        drawn = (self.settings.seed * 1_000_003 + number) * 1_009 + self.accelerator.process_index
+        torch.manual_seed(drawn % SEEDS)
 
 
 def train(loop: Loop, output: Path, plan: Mapping[str, Any]) -> list[Checkpoint]:
@@ -307,7 +317,7 @@ def _evaluate_and_keep(
 ) -> None:
     """Evaluate, write a checkpoint, and remove those that are neither the last nor the best."""
     valid = loop.evaluate()
-    _say_evaluated(step, loop.settings.steps, trained, valid)
+    _say_evaluated(step, loop.settings.steps, trained, valid, " of q + l" if loop.objective.rewards == 2 else "")
     weights, state = gather_state(loop.model, loop.optimizer.optimizer)
     if loop.accelerator.is_main_process:
         if valid:
@@ -318,14 +328,16 @@ def _evaluate_and_keep(
     loop.accelerator.wait_for_everyone()
 
 
-def _say_evaluated(step: int, steps: int, trained: float | None, valid: Mapping[str, Any]) -> None:
+def _say_evaluated(step: int, steps: int, trained: float | None, valid: Mapping[str, Any], of: str) -> None:
+    """Tell how it goes; ODIN's loss is `of` both its rewards, and its accuracy of the quality, which is the score."""
     words = [f"step {step:,} of {steps:,}"]
     if trained is not None:
         words.append(f"loss {trained:.4f}")
     if "loss" in valid:
-        words.append(f"held-out loss {valid['loss']:.4f}")
+        words.append(f"held-out loss{of} {valid['loss']:.4f}")
     if valid.get("accuracy") is not None:
-        words.append(f"accuracy {valid['accuracy']:.1%} [{valid['low']:.1%}, {valid['high']:.1%}], n = {valid['n']:,}")
+        interval = f"[{valid['low']:.1%}, {valid['high']:.1%}], n = {valid['n']:,}"
+        words.append(f"accuracy{' of q' if of else ''} {valid['accuracy']:.1%} {interval}")
     if valid.get("attribute_r2") is not None:
         words.append(f"attribute R2 {valid['attribute_r2']:.3f}")
     say(": ".join([words[0], ", ".join(words[1:]) or "nothing is held out"]))

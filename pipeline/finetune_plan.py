@@ -27,8 +27,8 @@ from pipeline.finetune_data import Batch, Batches, Texts, gather_texts
 from pipeline.finetune_loop import Settings
 from pipeline.finetune_loss import NEEDS, Objective
 from pipeline.finetune_options import FinetuneOptions, choose_hidden, choose_lora
-from pipeline.fit_data import Source, Split, check_split
 from pipeline.finetuned import read_training
+from pipeline.fit_data import Source, Split, check_split
 from pipeline.progress import say
 from pipeline.render import Renderer
 from pipeline.sources import read_datasets

@@ -12,7 +12,6 @@ import torch
 from conftest import WORDS, write_jsonl
 
 from pipeline.finetune import finetune
-from pipeline.finetune_loop import Loop
 from pipeline.finetune_options import FinetuneOptions
 
 RunCLI = Callable[..., Any]
@@ -79,7 +78,7 @@ def test_a_directory_that_is_not_ours_is_left_alone(options: FinetuneOptions) ->
 def test_two_runs_do_not_write_one_directory(options: FinetuneOptions) -> None:
     from pipeline.finetune_output import held
 
-    with held(options.output), pytest.raises(ValueError, match="another process is fine-tuning into .*out; wait for"):
+    with held(options.output), pytest.raises(ValueError, match=r"another process is fine-tuning into .*out; wait for"):
         finetune(options)
     assert not list(options.output.iterdir())
     finetune(options)
@@ -118,3 +117,69 @@ def test_the_same_files_under_another_path_are_the_same_fine_tune(
     monkeypatch.chdir(backbone.parent)
     finetune(replace(options, backbone=backbone.name))
     assert "is complete; nothing is left to do" in capsys.readouterr().err
+
+
+def full(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize("where", ["pipeline.finetune_loop.Loop.step", "accelerate.Accelerator.prepare"])
+def test_a_device_without_memory_is_told_what_takes_less(
+    where: str, options: FinetuneOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a step, and when the weights are put onto it."""
+    monkeypatch.setattr(where, full)
+    with pytest.raises(ValueError, match="out of memory, with 300 tokens at once; lower --token-budget") as error:
+        finetune(replace(options, token_budget=300))
+    assert "--lora RANK) into another --output" in str(error.value) and "--recompute" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "said"),
+    [
+        ("pipeline.finetune_loop.Loop._score", torch.tensor([[float("nan")]]), "a held-out score became nan after"),
+        (
+            "accelerate.Accelerator.clip_grad_norm_",
+            torch.tensor(float("inf")),
+            "the gradient's norm became inf at step 1",
+        ),
+    ],
+)
+def test_numbers_that_overflow_end_the_run_in_a_sentence(
+    where: str, value: torch.Tensor, said: str, options: FinetuneOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(where, lambda *_: value)
+    with pytest.raises(ValueError, match=f"{said}.*lower --lr .0.001., and give another --output"):
+        finetune(options)
+
+
+def test_a_seed_may_be_a_time_in_nanoseconds(options: FinetuneOptions) -> None:
+    summary = finetune(replace(options, seed=1_700_000_000_000_000_000))
+    assert summary is not None and summary.steps == 2
+
+
+def test_accelerate_is_not_told_by_the_environment_what_a_gradient_is(
+    options: FinetuneOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it keep a dtype for the next call, or give up on a process that writes for long."""
+    from pipeline.finetune_processes import shared_work
+
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    for dtype in ("bfloat16", "float32"):
+        with shared_work(replace(options, dtype=dtype)) as accelerator:
+            weight = torch.ones(1, requires_grad=True)
+            accelerator.backward(3 * weight.sum())
+            assert weight.grad is not None and float(weight.grad) == 3.0
+            assert accelerator.mixed_precision == {"bfloat16": "bf16", "float32": "no"}[dtype]
+            assert accelerator.init_handler.timeout.total_seconds() > 3600
+
+
+def test_a_gpu_that_is_not_there_is_a_sentence(options: FinetuneOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="--device cuda: torch sees no GPU here"):
+        finetune(replace(options, device="cuda"))
+
+
+def test_odin_says_which_reward_is_judged(options: FinetuneOptions, capsys: pytest.CaptureFixture[str]) -> None:
+    finetune(replace(options, objective="odin"))
+    assert "held-out loss of q + l 0." in capsys.readouterr().err
