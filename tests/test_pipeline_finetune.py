@@ -484,59 +484,6 @@ def test_weights_that_text_does_not_read_stay_and_the_run_is_resumed(
     assert same == {name for name in before if "vision" in name} != set()
 
 
-# `pipeline` that is gone, as if killed, before a step, in every process.
-STOPPED = """
-import os
-from pipeline.cli import main
-from pipeline.finetune_loop import Loop
-
-step = Loop.step
-Loop.step = lambda self, number: os._exit(7) if str(number) == os.environ["STOP_AT"] else step(self, number)
-main()
-"""
-
-
-def by_two(folder: Path, words: list[str], *, stop_at: int) -> "subprocess.CompletedProcess[str]":
-    script = folder / "stopped.py"
-    script.write_text(STOPPED)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    env = {**os.environ, "STOP_AT": str(stop_at)}
-    return subprocess.run([*launcher, *words], capture_output=True, text=True, timeout=300, check=False, env=env)
-
-
-def test_two_processes_take_the_steps_of_one(tiny_backbone: Path, data: Path, tmp_path: Path, run_cli: RunCLI) -> None:
-    """Batches of five pairs do not divide by two, and ODIN's length loss takes all of them at once; killed between."""
-    from safetensors.torch import load_file
-
-    more = ("--objective", "odin", "--steps", 6, "--lr", "1e-3", "--batch-size", 5, "--token-budget", 60, "--every", 3)
-    more = (*more, "--json")
-    one, two = (arguments(tiny_backbone, data, tmp_path / name / "out", *more) for name in ("one", "two"))
-    assert run_cli(*one).exit_code == 0
-    killed = by_two(tmp_path, two, stop_at=4)
-    assert killed.returncode != 0 and not (tmp_path / "two" / "out" / "finetune.json").exists()
-    assert "to train it on cpu in" in killed.stderr and " by 2 processes" in killed.stderr
-    done = by_two(tmp_path, two, stop_at=-1)
-    assert done.returncode == 0, done.stderr
-    assert "going on from step 3 of 6" in done.stderr
-    assert done.stderr.count("step 6 of 6") == 1  # one of them speaks
-    assert len(json.loads(done.stdout)) == 1  # and prints
-    records = [json.loads((tmp_path / name / "out" / "finetune.json").read_text()) for name in ("one", "two")]
-    assert [record["processes"] for record in records] == [1, 2]
-    weights = [load_file(tmp_path / name / "out" / "model.safetensors") for name in ("one", "two")]
-    for name, weight in weights[0].items():
-        torch.testing.assert_close(weights[1][name].float(), weight.float(), rtol=1e-2, atol=2e-4)
-    single, double = (
-        [json.loads(line) for line in (tmp_path / name / "out" / "curves.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    )
-    assert [line["step"] for line in single] == [line["step"] for line in double]
-    for ours, theirs in zip(single, double, strict=True):
-        for name in set(ours) & {"loss", "preference", "length", "orthogonality", "grad_norm", "tokens", "lr"}:
-            assert theirs[name] == pytest.approx(ours[name], rel=1e-3, abs=1e-5), name
-        if "valid" in ours:
-            assert theirs["valid"]["loss"] == pytest.approx(ours["valid"]["loss"], rel=1e-4)
-
-
 @pytest.mark.parametrize(
     ("more", "said"),
     [
