@@ -38,10 +38,20 @@ class Checkpoint:
     content: Mapping[str, Any]
 
     def load_model(self, model: nn.Module) -> None:
-        """Put the trained weights into a model, wrapped for several processes or not. Raises ValueError if damaged."""
-        options = StateDictOptions(full_state_dict=True, strict=False)  # what is frozen is not in the file
+        """Put the trained weights into a model, wrapped for several processes or not.
+
+        Raises: ValueError if damaged, or of another model: a weight that is trained is missing, or one is too many.
+        """
         weights: dict[str, Any] = {**_read(self.directory / "model.safetensors")}
-        set_model_state_dict(model, weights, options=options)
+        # Not by `strict`, which would miss what is frozen, and so is not in the file, or else let any name pass.
+        trained = get_model_state_dict(model, options=StateDictOptions(ignore_frozen_params=True))
+        different = sorted(trained.keys() ^ weights.keys())
+        if different:
+            raise ValueError(
+                f"{self.directory} has other weights than are trained here: {len(different)} names are in one alone, "
+                f"first {different[0]}; give another --output, or remove it to start again"
+            )
+        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
 
     def load_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Put its state into an optimizer of the model. Raises ValueError if damaged."""

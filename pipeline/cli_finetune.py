@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from pipeline.command import (
+    device_option,
     dtype_option,
     json_option,
     max_length_option,
@@ -80,7 +81,7 @@ NOT_NEGATIVE = click.FloatRange(0)
     type=click.IntRange(1),
     default=16,
     show_default=True,
-    help="Pairs in a step; smorm: of pairs or annotated responses, whichever are more.",
+    help="Pairs in a step at most; smorm: of pairs or annotated responses, whichever are more.",
 )
 @click.option("--epochs", type=click.IntRange(1), default=1, show_default=True, help="Passes over the training data.")
 @click.option("--steps", type=click.IntRange(1), help="Stop after so many steps.  [default: no limit]")
@@ -127,17 +128,13 @@ NOT_NEGATIVE = click.FloatRange(0)
 @click.option("--split-seed", type=int, default=0, show_default=True, help="Draws other test prompts.")
 @click.option(
     "--seed",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 2**63 - 1),
     default=0,
     show_default=True,
     help="Draws validation prompts, batches and weights.",
 )
 @dtype_option
-@click.option(
-    "--device",
-    type=click.Choice(["cpu"]),
-    help="Train on the CPU.  [default: the GPU if there is one; for several: accelerate launch]",
-)
+@device_option
 @click.option(
     "--token-budget", type=click.IntRange(1), help="Tokens run at once.  [default: 2048 on a CPU, 16384 on a GPU]"
 )

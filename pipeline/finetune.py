@@ -5,9 +5,8 @@ on from the last checkpoint; under `accelerate launch` several processes share e
 """
 
 import math
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,20 +14,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from cache.embeddings import TRAINING
-from cache.files import read_json
 from cache.splits import is_test
 from cache.store import Store
-from pipeline.backbone import Backbone, default_dtype, load_backbone
-from pipeline.checkpoints import Checkpoint, find_checkpoints
-from pipeline.finetune_loop import CHECKPOINTS, CURVES, Loop, best_of, read_curves, train
-from pipeline.finetune_model import EXTRA, RewardModel, build_model, merged, weight_groups
+from heads.protocol import Head
+from pipeline.backbone import Backbone, load_backbone
+from pipeline.checkpoints import Checkpoint
+from pipeline.finetune_loop import Loop, best_of, read_curves, train
+from pipeline.finetune_model import RewardModel, build_model, merged, weight_groups
 from pipeline.finetune_options import FinetuneOptions, choose_hidden, choose_lora, choose_objective
+from pipeline.finetune_output import CURVES, check_ours, finished, held
 from pipeline.finetune_plan import Prepared, prepare
-from pipeline.finetuned import read_training, write_finetuned
+from pipeline.finetune_processes import memory_told, shared_work
+from pipeline.finetuned import hold_together, proof_scores, read_training, write_finetuned
 from pipeline.fit_data import trained_prompts
 from pipeline.progress import say
+from pipeline.render import TokenRow
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,36 +60,49 @@ def finetune(options: FinetuneOptions) -> FinetuneSummary | None:
         that cannot be written as a sequence classifier, or an output directory of another fine-tune.
     """
     objective = choose_objective(options)
-    accelerator = _accelerator(options)
-    try:
-        with _only_main_speaks(accelerator):
-            prepared = prepare(options, objective, accelerator)
-            summary = _known(options.output, prepared.plan)
-            if summary is not None:
-                say(f"{options.output} is complete; nothing is left to do")
-            else:
-                kept = _train(options, prepared, accelerator)
-                if accelerator.is_main_process:
-                    _write(options, prepared, kept)
-                accelerator.wait_for_everyone()
-                best = best_of(kept)
-                summary = FinetuneSummary(options.output, prepared.settings.steps, best.step, best.content["valid"])
-            return summary if accelerator.is_main_process else None
-    finally:
-        accelerator.end_training()
+    with shared_work(options) as accelerator:
+        check_ours(options.output)
+        prepared = prepare(options, objective, accelerator)
+        with held(options.output) if accelerator.is_main_process else nullcontext():
+            accelerator.wait_for_everyone()
+            summary = _run(options, prepared, accelerator)
+        return summary if accelerator.is_main_process else None
+
+
+def _run(options: FinetuneOptions, prepared: Prepared, accelerator: "Accelerator") -> FinetuneSummary:
+    """Train and write, unless that is done."""
+    record = finished(options.output, prepared.plan)
+    if record is not None:
+        say(f"{options.output} is complete; nothing is left to do")
+        best = record["best"]
+        return FinetuneSummary(options.output, prepared.settings.steps, best["step"], best["valid"])
+    kept = _train(options, prepared, accelerator)
+    if accelerator.is_main_process:
+        _write(options, prepared, kept, accelerator.num_processes)
+    accelerator.wait_for_everyone()
+    last = best_of(kept)
+    return FinetuneSummary(options.output, prepared.settings.steps, last.step, last.content["valid"])
 
 
 def _train(options: FinetuneOptions, prepared: Prepared, accelerator: "Accelerator") -> list[Checkpoint]:
     """Take the steps that are left; the checkpoints that are kept."""
     model = _build(options, prepared, prepared.backbone)
+    unread = sum(weight.numel() for weight in model.base.parameters() if not weight.requires_grad)
+    if unread and options.lora is None:
+        say(f"{unread:,} weights of the backbone are not read for text; they stay as they are")
     groups = weight_groups(model, prepared.settings.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=prepared.settings.lr, fused=True)
-    ready, optimizer = accelerator.prepare(model, optimizer)
-    if model.lm_head is not None:
-        model.lm_head = model.lm_head.to(accelerator.device)
-    loop = Loop(
+    with memory_told(prepared.settings.token_budget):
+        ready, optimizer = accelerator.prepare(model, optimizer)
+        if model.lm_head is not None:
+            model.lm_head = model.lm_head.to(accelerator.device)
+        return train(_loop(prepared, accelerator, ready, optimizer), options.output, prepared.plan)
+
+
+def _loop(prepared: Prepared, accelerator: "Accelerator", model: Any, optimizer: Any) -> Loop:  # noqa: ANN401 - prepared
+    return Loop(
         accelerator=accelerator,
-        model=ready,
+        model=model,
         optimizer=optimizer,
         objective=prepared.objective,
         texts=prepared.texts,
@@ -97,16 +112,9 @@ def _train(options: FinetuneOptions, prepared: Prepared, accelerator: "Accelerat
         settings=prepared.settings,
         pad=_pad(prepared.backbone),
     )
-    try:
-        return train(loop, options.output, prepared.plan)
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"the device ran out of memory at {prepared.settings.token_budget:,} tokens at once; lower --token-budget, "
-            "train adapters (--lora RANK), or leave --recompute on; the same command goes on from the last checkpoint"
-        ) from error
 
 
-def _write(options: FinetuneOptions, prepared: Prepared, kept: list[Checkpoint]) -> None:
+def _write(options: FinetuneOptions, prepared: Prepared, kept: list[Checkpoint], processes: int) -> None:
     """Write the best checkpoint's weights as a backbone with its head."""
     best = best_of(kept)
     if best.step == 0:
@@ -120,17 +128,27 @@ def _write(options: FinetuneOptions, prepared: Prepared, kept: list[Checkpoint])
     best.load_model(model)
     spread = torch.tensor(best.content["valid"].get("spread", [[0.0, 0.0], [1.0, 1.0]]))
     head = model.heads.as_head(prepared.objective, prepared.scale, spread)
+    rows, pad = prepared.texts.rows, prepared.pad
+    base, apart = _merge(model, head, rows)
     before, already = read_training(options.backbone) or (None, [])
-    record = {**_record(options, prepared, best), "before": before}
+    record = {**_record(options, prepared, best), "processes": processes, "merged": apart, "before": before}
     store = Store(options.store)
     fitted = sorted(trained_prompts(store, store.run(options.init))) if options.init else []
     seen = list(dict.fromkeys([*already, *fitted, *_seen(prepared)]))
-    rows, pad = prepared.texts.rows, prepared.pad
-    write_finetuned(options.output, merged(model), head, prepared.renderer, rows, pad, seen, record)
+    write_finetuned(options.output, base, head, prepared.renderer, rows, pad, seen, record)
     say(
         f"{options.output}: the weights of step {best.step:,}; "
         f"`pipeline embed DATASET --backbone {options.output}` takes it from here"
     )
+
+
+def _merge(model: RewardModel, head: Head, rows: Sequence[TokenRow]) -> tuple[nn.Module, float | None]:
+    """The backbone without adapters, and how far its scores are from theirs; None if there were none."""
+    adapted = proof_scores(model.base, head, rows)
+    base = merged(model)
+    if base is model.base:
+        return base, None
+    return base, hold_together(proof_scores(base, head, rows), adapted, "the backbone with its adapters merged scores")
 
 
 def _build(options: FinetuneOptions, prepared: Prepared, backbone: Backbone) -> RewardModel:
@@ -146,61 +164,6 @@ def _build(options: FinetuneOptions, prepared: Prepared, backbone: Backbone) -> 
     if prepared.start is not None:
         model.heads.start_from(prepared.start)
     return model
-
-
-def _accelerator(options: FinetuneOptions) -> "Accelerator":
-    """What shares the work among processes and devices, as `accelerate launch` says or alone."""
-    try:
-        from accelerate import Accelerator, DistributedType
-    except ImportError as error:
-        raise ValueError(f"fine-tuning needs accelerate, which is not installed; run: {EXTRA}") from error
-    on_cpu = options.device == "cpu" or not torch.cuda.is_available()
-    dtype = options.dtype or default_dtype("cpu" if on_cpu else "cuda")
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision={"bfloat16": "bf16", "float32": "no"}[dtype])
-    if accelerator.distributed_type == DistributedType.FSDP:
-        shard_float32(accelerator.state.fsdp_plugin)
-    return accelerator
-
-
-def shard_float32(plugin: Any) -> None:  # noqa: ANN401 - a plugin of accelerate
-    """Have sharded weights gathered, and gradients added up, in float32; autocast does the rest, as in one process.
-
-    Accelerate would have both in bfloat16, the heads' too, which compute in float32.
-    """
-    plugin.mixed_precision_policy = None
-
-
-@contextmanager
-def _only_main_speaks(accelerator: "Accelerator") -> Iterator[None]:
-    """Of several processes one tells what is going on; all of them tell what goes wrong."""
-    if accelerator.is_main_process:
-        yield
-        return
-    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
-        yield
-
-
-def _known(output: Path, plan: Mapping[str, Any]) -> FinetuneSummary | None:
-    """What the directory has of this very fine-tune when it is complete; None if there is something left to do.
-
-    Raises: ValueError if it has another one.
-    """
-    record = read_json(output / TRAINING) if (output / TRAINING).is_file() else None
-    checkpoints = find_checkpoints(output / CHECKPOINTS)
-    if record is None and not checkpoints and (output / "config.json").is_file():
-        raise ValueError(f"{output} holds a model that no fine-tune left there; give another --output")
-    before = [record["plan"]] if record else [checkpoints[-1].content["plan"]] if checkpoints else []
-    for old in before:
-        different = [name for name in plan if old.get(name) != plan[name]]
-        if different:
-            name = different[0]
-            raise ValueError(
-                f"{output} holds a fine-tune with {name} {old.get(name)}, not {plan[name]}; "
-                "give another --output, or remove it to start again"
-            )
-    if record is None:
-        return None
-    return FinetuneSummary(output, plan["steps"], record["best"]["step"], record["best"]["valid"])
 
 
 def _record(options: FinetuneOptions, prepared: Prepared, best: Checkpoint) -> dict[str, Any]:

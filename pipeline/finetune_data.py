@@ -17,7 +17,6 @@ from cache.assembly import attributes_as_columns, pairs_as_rows
 from cache.records import Dataset
 from cache.views import TrainingView
 from heads.smorm import joint_batches
-from heads.training import shuffled
 from pipeline.fit_data import FitData, with_attributes
 from pipeline.render import Renderer, TokenRow
 from pipeline.windows import Pending, tokenise
@@ -25,6 +24,7 @@ from pipeline.windows import Pending, tokenise
 Numbers = NDArray[np.int64]
 ENCODED_AT_ONCE = 512
 SAMPLE = 64
+SEEDS = 2**63  # torch's generators take no more
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Batches:
     Attributes:
         pairs: numbers of the pairs to train on (D_S).
         annotated: numbers of the annotated rows to train on (D_M); empty where the objective does not use them.
-        size: pairs in a batch, or annotated rows where there are more of them than pairs.
+        size: pairs in a batch at most, or annotated rows where there are more of them than pairs.
         seed: draws the orders.
     """
 
@@ -109,13 +109,15 @@ class Batches:
         """The batch of a step, counted from 0."""
         epoch, number = divmod(step, self.per_epoch)
         if self._epoch[0] != epoch:
-            self._epoch = epoch, self._draw(torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+            self._epoch = epoch, self._draw(torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % SEEDS))
         return self._epoch[1][number]
 
     def _draw(self, generator: torch.Generator) -> list[Batch]:
         m, a = len(self.pairs), len(self.annotated)
         if not a:
-            return [Batch(self.pairs[index.numpy()], self.annotated) for index in shuffled(m, self.size, generator)]
+            # Spread evenly, as `joint_batches` does: a last batch of one pair would weigh as much as a full one.
+            parts = torch.randperm(m, generator=generator).tensor_split(self.per_epoch)
+            return [Batch(self.pairs[index.numpy()], self.annotated) for index in parts]
         return [
             Batch(self.pairs[pairs.numpy()], self.annotated[annotated.numpy()])
             for pairs, annotated in joint_batches(m, a, (self.size, self.size), generator)

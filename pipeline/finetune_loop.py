@@ -24,14 +24,12 @@ from heads.criterion import mean_r2
 from heads.objectives import attribute_loss, bt_loss
 from heads.variants import measure_spread
 from pipeline.checkpoints import Checkpoint, find_checkpoints, gather_state, prune_checkpoints, write_checkpoint
-from pipeline.finetune_data import Batch, Batches, Micro, Numbers, Texts, share_out
+from pipeline.finetune_data import SEEDS, Batch, Batches, Micro, Numbers, Texts, share_out
 from pipeline.finetune_loss import Counted, Given, Objective, Outputs, coupled_loss, loss_terms
 from pipeline.finetune_model import Inputs
+from pipeline.finetune_output import CHECKPOINTS, CURVES
 from pipeline.forward import batches
 from pipeline.progress import Progress, say
-
-CURVES = "curves.jsonl"
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class Loop:
     def step(self, number: int) -> dict[str, float]:
         """Take one step. Returns the loss and its terms, the gradient's norm, the learning rate, tokens and seconds.
 
-        Raises: ValueError if the loss is not finite.
+        Raises: ValueError if the loss or the gradient is not finite.
         """
         started = time.perf_counter()
         batch = self.training.at(number)
@@ -113,9 +111,9 @@ class Loop:
             token_budget=self.settings.token_budget,
         )
         losses = self._gradients(batch, shares[self.accelerator.process_index], number)
-        if not math.isfinite(losses["loss"]):
-            raise ValueError(f"the loss became {losses['loss']} at step {number + 1}; lower --lr ({self.settings.lr})")
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        self._require_finite("the loss", losses["loss"], f"at step {number + 1}")
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm))
+        self._require_finite("the gradient's norm", norm, f"at step {number + 1}")
         lr = self.settings.lr_at(number)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -123,19 +121,23 @@ class Loop:
         self.optimizer.zero_grad()
         tokens = int(sum(self.lengths[part.rows].sum() for share in shares for part in share if not part.stands_in))
         seconds = time.perf_counter() - started
-        return {**losses, "grad_norm": float(norm), "lr": lr, "tokens": tokens, "seconds": seconds}
+        return {**losses, "grad_norm": norm, "lr": lr, "tokens": tokens, "seconds": seconds}
 
     def evaluate(self) -> dict[str, Any]:
         """Judge the held-out annotations: accuracy with its interval and loss of pairs, error and R2 of attributes.
 
         Returns: {} if nothing is held out.
+
+        Raises: ValueError if a score is not finite.
         """
         view, rewards = self.texts.data.view, self.objective.rewards
         pairs = view.pairs[self.held.pairs]
         rows = np.union1d(pairs.ravel(), self.held.annotated)
         if not len(rows):
             return {}
+        say(f"evaluating on {len(rows):,} held-out responses")
         scores = self._score(rows)
+        self._require_finite("a held-out score", float(scores.sum()), "after the last step")
         found: dict[str, Any] = {}
         if len(pairs):
             chosen, rejected = np.searchsorted(rows, pairs).T
@@ -209,9 +211,13 @@ class Loop:
         return float(value.detach()), pull
 
     def _apart(self, more: bool) -> AbstractContextManager[None]:
-        """While more parts follow, gradients are not yet exchanged with other processes."""
-        context: AbstractContextManager[None] = self.accelerator.no_sync(self.model) if more else nullcontext()
-        return context
+        """While more parts follow, gradients are not yet exchanged with other processes.
+
+        They are where weights are sharded: there a process would keep whole gradients, four bytes for every weight.
+        """
+        sharded = self.accelerator.distributed_type.value == "FSDP"
+        context: AbstractContextManager[None] = nullcontext()
+        return context if sharded or not more else self.accelerator.no_sync(self.model)
 
     def _run(self, part: Micro) -> Outputs:
         """The model's word on a part; of the chosen responses their likelihood too, where the objective asks for it."""
@@ -239,19 +245,29 @@ class Loop:
         parts = [part.astype(np.int64) for part in batches(self.lengths[rows].tolist(), self.settings.token_budget)]
         count, rank = self.accelerator.num_processes, self.accelerator.process_index
         table = torch.zeros(len(rows), self.objective.rewards + self.targets.shape[1], device=self.accelerator.device)
+        progress = Progress("responses", total=len(parts))
         for start in range(0, len(parts), count):  # every process runs a part each time round, the last ones again
             part = parts[min(start + rank, len(parts) - 1)]
             chosen = [self.texts.rows[number] for number in rows[part].tolist()]
             scores = self.model(*Inputs.of(chosen, self.pad, self.accelerator.device).arguments())[0]
             if start + rank < len(parts):
                 table[part] = scores.float()
+            progress.advance(count, sum(map(len, parts[start : start + count])))
+        progress.close()
         self.model.train()
         scored: Tensor = self.accelerator.reduce(table, reduction="sum")
         return scored.cpu()
 
+    def _require_finite(self, what: str, value: float, when: str) -> None:
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{what} became {value} {when}; lower --lr ({self.settings.lr}), and give another --output"
+            )
+
     def _seed(self, number: int) -> None:
         """Seed what dropout draws from by the step and the process, so that a resumed run draws the same."""
-        torch.manual_seed((self.settings.seed * 1_000_003 + number) * 1_009 + self.accelerator.process_index)
+        drawn = (self.settings.seed * 1_000_003 + number) * 1_009 + self.accelerator.process_index
+        torch.manual_seed(drawn % SEEDS)
 
 
 def train(loop: Loop, output: Path, plan: Mapping[str, Any]) -> list[Checkpoint]:
@@ -276,8 +292,8 @@ def train(loop: Loop, output: Path, plan: Mapping[str, Any]) -> list[Checkpoint]
         if main:
             _append(output / CURVES, {"step": number + 1, **line})
         if (number + 1) % loop.settings.every == 0 or number + 1 == loop.settings.steps:
+            progress.close()
             _evaluate_and_keep(loop, output, number + 1, plan, trained=line["loss"])
-    progress.close()
     return find_checkpoints(folder)
 
 
@@ -301,7 +317,7 @@ def _evaluate_and_keep(
 ) -> None:
     """Evaluate, write a checkpoint, and remove those that are neither the last nor the best."""
     valid = loop.evaluate()
-    _say_evaluated(step, loop.settings.steps, trained, valid)
+    _say_evaluated(step, loop.settings.steps, trained, valid, " of q + l" if loop.objective.rewards == 2 else "")
     weights, state = gather_state(loop.model, loop.optimizer.optimizer)
     if loop.accelerator.is_main_process:
         if valid:
@@ -312,14 +328,16 @@ def _evaluate_and_keep(
     loop.accelerator.wait_for_everyone()
 
 
-def _say_evaluated(step: int, steps: int, trained: float | None, valid: Mapping[str, Any]) -> None:
+def _say_evaluated(step: int, steps: int, trained: float | None, valid: Mapping[str, Any], of: str) -> None:
+    """Tell how it goes; ODIN's loss is `of` both its rewards, and its accuracy of the quality, which is the score."""
     words = [f"step {step:,} of {steps:,}"]
     if trained is not None:
         words.append(f"loss {trained:.4f}")
     if "loss" in valid:
-        words.append(f"held-out loss {valid['loss']:.4f}")
+        words.append(f"held-out loss{of} {valid['loss']:.4f}")
     if valid.get("accuracy") is not None:
-        words.append(f"accuracy {valid['accuracy']:.1%} [{valid['low']:.1%}, {valid['high']:.1%}], n = {valid['n']:,}")
+        interval = f"[{valid['low']:.1%}, {valid['high']:.1%}], n = {valid['n']:,}"
+        words.append(f"accuracy{' of q' if of else ''} {valid['accuracy']:.1%} {interval}")
     if valid.get("attribute_r2") is not None:
         words.append(f"attribute R2 {valid['attribute_r2']:.3f}")
     say(": ".join([words[0], ", ".join(words[1:]) or "nothing is held out"]))

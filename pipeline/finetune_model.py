@@ -5,7 +5,7 @@ row's own last token. Heads compute in float32 whatever the backbone computes in
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +112,10 @@ class RewardModel(nn.Module):
         """Take the parts. The LM head is no parameter: it stays as it was."""
         super().__init__()
         self.base, self.heads, self.lm_head = base, heads, lm_head
-        self._no_split_modules = getattr(base, "_no_split_modules", None)  # what is sharded by itself (FSDP)
+        # What is sharded by itself (FSDP): accelerate wants a class for each name, which text models have not for all.
+        self._no_split_modules = sorted(
+            {type(part).__name__ for part in base.modules()} & set(getattr(base, "_no_split_modules", None) or ())
+        )
 
     def forward(
         self, ids: Tensor, mask: Tensor, last: Tensor, text_at: Tensor, text_ids: Tensor, text_rows: Tensor
@@ -185,6 +188,9 @@ def build_model(
 ) -> RewardModel:
     """Make a frozen backbone trainable and put heads on it. The same seed gives the same weights.
 
+    Parts of the backbone that text does not go through, such as a vision tower, stay frozen: without a gradient AdamW
+    keeps nothing of them that could be resumed, and other processes wait for their gradients.
+
     Args:
         backbone: in float32; its model is changed in place.
         objective: what will be minimised.
@@ -211,6 +217,7 @@ def build_model(
             base.requires_grad_(True)
         else:
             base = _with_adapters(base, lora)
+        _freeze_unread(base, _read_for_text(base))
     if recompute:
         _keep_less(backbone.model)
     return RewardModel(base, heads, lm_head)
@@ -239,6 +246,31 @@ def _with_adapters(base: Any, lora: LoRA) -> Any:  # noqa: ANN401 - models of tr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what is going to be renamed
         return get_peft_model(base, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear"))
+
+
+def _read_for_text(base: Any) -> set[Tensor]:  # noqa: ANN401 - a model of transformers
+    """The trainable weights that a text's final state depends on, by autograd's graph: no gradient takes memory."""
+    ids = torch.tensor([[0, 1]])
+    state = base(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
+    found, seen, left = set[Tensor](), set[Any](), [state.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(node.variable)
+        left.extend(following for following, _ in node.next_functions)
+    return found
+
+
+def _freeze_unread(module: nn.Module, read: Collection[Tensor]) -> None:
+    """Freeze the parts of which no weight is read; of a list's items, such as experts, other rows may read others."""
+    if not any(weight in read for weight in module.parameters()):
+        module.requires_grad_(False)
+    elif not isinstance(module, nn.ModuleList):
+        for part in module.children():
+            _freeze_unread(part, read)
 
 
 def _keep_less(base: Any) -> None:  # noqa: ANN401 - a model of transformers

@@ -45,8 +45,8 @@ class FinetuneOptions:
         init: run of a head `linear` on this backbone's final state to start the reward from; None starts it at 0.
         lora: rank of LoRA adapters; None trains every weight.
         lora_alpha: LoRA's scale times the rank; None is twice the rank.
-        batch_size: pairs in a step; for smorm, of pairs or annotated responses, whichever there are more of. The others
-            are spread over the same steps.
+        batch_size: pairs in a step at most; for smorm, of pairs or annotated responses, whichever there are more of.
+            The others are spread over the same steps.
         epochs: passes over the training data.
         steps: at most so many steps.
         lr: AdamW's learning rate at its highest.
@@ -60,7 +60,7 @@ class FinetuneOptions:
         split_seed: another number draws other test prompts.
         seed: draws the validation prompts, the batches, and what does not start at 0.
         dtype: compute dtype; None takes bfloat16 where the device multiplies in it. Weights are float32 in any case.
-        device: "cpu", or None for what accelerate finds.
+        device: "cpu" or "cuda"; None takes the GPU if there is one.
         token_budget: tokens run at once, padding included; None takes the device's default.
         recompute: whether to compute states again on the way back instead of keeping them (gradient checkpointing).
     """

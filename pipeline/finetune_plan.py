@@ -27,6 +27,7 @@ from pipeline.finetune_data import Batch, Batches, Texts, gather_texts
 from pipeline.finetune_loop import Settings
 from pipeline.finetune_loss import NEEDS, Objective
 from pipeline.finetune_options import FinetuneOptions, choose_hidden, choose_lora
+from pipeline.finetuned import read_training
 from pipeline.fit_data import Source, Split, check_split
 from pipeline.progress import say
 from pipeline.render import Renderer
@@ -77,8 +78,11 @@ class Prepared:
 
 def prepare(options: FinetuneOptions, objective: Objective, accelerator: "Accelerator") -> Prepared:
     """Read the data and load the backbone; everything that can be refused is refused here."""
+    read_training(options.backbone)  # it refuses what a kill left, whose seen prompts could not be handed on
     datasets = _datasets(options, accelerator)
-    say(f"loading {options.backbone} to train it on {accelerator.device.type} in {precision(accelerator)}")
+    count = accelerator.num_processes
+    shared = f" by {count} processes" if count > 1 else ""
+    say(f"loading {options.backbone} to train it on {accelerator.device.type} in {precision(accelerator)}{shared}")
     backbone = load_backbone(
         options.backbone,
         revision=options.backbone_revision,

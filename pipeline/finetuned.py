@@ -17,9 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cache.embeddings import SEEN, TRAINING, Embeddings
@@ -32,9 +34,11 @@ from heads.registry import load_head
 from heads.saving import read_tree
 from pipeline.backbone import resolve
 from pipeline.classifier import classifier_class, whole_template, write_classifier, write_tokenizer
+from pipeline.finetune_output import check_whole
 from pipeline.progress import say
 from pipeline.render import Renderer, TokenRow
 
+Scores = NDArray[np.float32]
 HEAD, WRITING = "head", ".writing."
 KIND = "finetuned"  # what the names of its runs begin with
 PROOF_ROWS = 8
@@ -94,9 +98,15 @@ def write_finetuned(
 
 
 def read_training(backbone: str) -> tuple[dict[str, Any], list[str]] | None:
-    """A fine-tuned backbone's finetune.json and the prompts it has seen; None for any other backbone."""
+    """A fine-tuned backbone's finetune.json and the prompts it has seen; None for any other backbone.
+
+    Raises: ValueError for one that was not written to its end.
+    """
     where = resolve(backbone)
-    if not isinstance(where, Path) or not (where / TRAINING).is_file():
+    if not isinstance(where, Path):
+        return None
+    check_whole(where)
+    if not (where / TRAINING).is_file():
         return None
     return read_json(where / TRAINING), pq.read_table(where / SEEN)["prompt_id"].to_pylist()
 
@@ -185,31 +195,46 @@ def _write_model(directory: Path, base: Any, head: Head, pad: int, layer: int) -
 
 
 @torch.no_grad()
-def _largest_difference(directory: Path, kind: Any, base: Any, head: Head, rows: Sequence[TokenRow]) -> float:  # noqa: ANN401
-    """How far the scores of what was written are from those of what was trained; a constant apart does not count.
+def proof_scores(base: Any, head: Head, rows: Sequence[TokenRow]) -> Scores:  # noqa: ANN401 - a model of transformers
+    """What base and head make of the first of these rows, each by itself: (PROOF_ROWS,)."""
+    base.eval()
+    states = [base(input_ids=ids, use_cache=False).last_hidden_state[:, -1].float() for ids in _proof_ids(rows)]
+    return head.score(torch.cat(states).numpy())
+
+
+def hold_together(found: Scores, trained: Scores, what: str) -> float:
+    """How far scores are from those that were trained, relative to the spread of these; a constant does not count.
+
+    Args:
+        found: scores; shape (r,).
+        trained: likewise.
+        what: what found them, for the sentence.
 
     Raises: ValueError if it is more than rounding.
     """
-    base.eval()
-    sample = [torch.from_numpy(row.ids).long()[None] for row in rows[:PROOF_ROWS]]
-    trained = torch.from_numpy(head.score(torch.cat([_last_state(base, ids) for ids in sample]).numpy()))
+    difference = np.abs((found - found.mean()) - (trained - trained.mean())).max()
+    # The spread and not the size: a constant that all share says nothing. It is 0 if no step was better than none.
+    worst = float(difference / max(trained.std(), 1e-6))
+    if not worst <= TOLERANCE:
+        raise ValueError(
+            f"{what} otherwise than it was trained: by {worst:.1e} relative (allowed {TOLERANCE:.0e}); "
+            "the checkpoints are kept, report this with the backbone's name"
+        )
+    return worst
+
+
+@torch.no_grad()
+def _largest_difference(directory: Path, kind: Any, base: Any, head: Head, rows: Sequence[TokenRow]) -> float:  # noqa: ANN401
+    """How far the scores of what was written are from those of base and head. Raises ValueError if beyond rounding."""
+    trained, sample = proof_scores(base, head, rows), _proof_ids(rows)
     again = kind.from_pretrained(directory, dtype=torch.float32).eval()
     pad = again.config.get_text_config().pad_token_id
     longest = max(ids.shape[1] for ids in sample)
     ids = torch.cat([nn.functional.pad(one, (0, longest - one.shape[1]), value=pad) for one in sample])
     mask = torch.cat([nn.functional.pad(torch.ones_like(one), (0, longest - one.shape[1])) for one in sample])
-    written = again(input_ids=ids, attention_mask=mask).logits[:, 0]
-    difference = ((written - written.mean()) - (trained - trained.mean())).abs().max()
-    # The spread and not the size: a constant that all share says nothing. It is 0 if no step was better than none.
-    worst = float(difference / trained.std(correction=0).clamp_min(1e-6))
-    if not worst <= TOLERANCE:
-        raise ValueError(
-            f"plain transformers scores what was written otherwise than it was trained: by {worst:.1e} relative "
-            f"(allowed {TOLERANCE:.0e}); the checkpoints are kept, report this with the backbone's name"
-        )
-    return worst
+    written = again(input_ids=ids, attention_mask=mask).logits[:, 0].numpy()
+    return hold_together(written, trained, "plain transformers scores what was written")
 
 
-def _last_state(model: Any, ids: Tensor) -> Tensor:  # noqa: ANN401 - a model of transformers
-    state: Tensor = model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
-    return state.float()
+def _proof_ids(rows: Sequence[TokenRow]) -> list[Tensor]:
+    return [torch.from_numpy(row.ids).long()[None] for row in rows[:PROOF_ROWS]]

@@ -53,6 +53,27 @@ def test_three_steps_are_those_of_torchs_adamw_from_every_checkpoint(tmp_path: P
         assert torch.equal(weights(model), expected), checkpoint.step
 
 
+def test_weights_under_other_names_are_refused(tmp_path: Path) -> None:
+    """All of them, one too many, one too few: nothing is put into the model."""
+    from safetensors.torch import load_file, save_file
+
+    model, optimizer = make()
+    checkpoint = write_checkpoint(tmp_path, 0, *gather_state(model, optimizer), {})
+    path = checkpoint.directory / "model.safetensors"
+    good, before = load_file(path), weights(model)
+    renamed = {f"renamed.{name}": weight + 1 for name, weight in good.items()}
+    more, less = {name: weight + 1 for name, weight in good.items()} | renamed, {"weight": good["weight"] + 1}
+    for bad, count in ((renamed, 4), (more, 2), (less, 1)):
+        save_file(bad, path)
+        with pytest.raises(ValueError, match=f"other weights than are trained here: {count} names are in one alone"):
+            checkpoint.load_model(model)
+        assert torch.equal(weights(model), before)
+    model.bias.requires_grad_(False)  # and what is frozen need not be there
+    save_file(less, path)
+    checkpoint.load_model(model)
+    assert torch.equal(model.weight, good["weight"] + 1)
+
+
 @contextmanager
 def no_room(size: int) -> Iterator[None]:
     """As if the disk was full after so many bytes of a file."""

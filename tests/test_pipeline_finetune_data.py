@@ -20,6 +20,12 @@ def test_an_epoch_passes_over_every_pair_once_and_the_next_in_another_order() ->
     assert epochs[0].tolist() != epochs[1].tolist()
 
 
+def test_no_step_is_left_with_a_single_pair() -> None:
+    """Its loss is a mean: the one pair would move the weights as far as the others' sixteen."""
+    batches = Batches(np.arange(33), np.empty(0, dtype=np.int64), size=16, seed=0)
+    assert [len(batches.at(step).pairs) for step in range(batches.per_epoch)] == [11, 11, 11]
+
+
 def test_a_batch_depends_on_its_step_alone() -> None:
     def drawn(steps: list[int], seed: int = 3) -> list[list[int]]:
         batches = Batches(np.arange(40), np.arange(7), size=4, seed=seed)

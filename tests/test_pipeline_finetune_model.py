@@ -11,11 +11,11 @@ import torch
 from heads.objectives import bt_loss, odin_length_loss, odin_orthogonality_loss
 from pipeline.backbone import Backbone, load_backbone
 from pipeline.checkpoints import gather_state
-from pipeline.finetune import shard_float32
 from pipeline.finetune_data import Batch, Batches, gather_texts, share_out
 from pipeline.finetune_loop import Loop, Settings
 from pipeline.finetune_loss import Objective
 from pipeline.finetune_model import Inputs, LoRA, RewardModel, build_model, merged, weight_groups
+from pipeline.finetune_processes import shard_layers_in_float32
 from pipeline.readers import read_source
 from pipeline.render import Renderer, TokenRow
 
@@ -265,9 +265,9 @@ def test_a_sharded_model_takes_the_step_of_a_whole_one_in_bfloat16(
 
     whole = build(load(), BT, recompute=False)
     expected = step(whole, whole)
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=1, auto_wrap_policy="transformer_based_wrap")
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=1)  # `--use_fsdp` alone says no more
     plugin.set_mixed_precision("bf16")
-    shard_float32(plugin)
+    shard_layers_in_float32(plugin)
     apart = build(load(), BT, recompute=False)
     plugin.set_auto_wrap_policy(apart)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
