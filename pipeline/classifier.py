@@ -21,6 +21,10 @@ from pipeline.render import Renderer, TokenRow
 REGRESSION = {"num_labels": 1, "problem_type": "regression"}
 LABELS = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
 NAMED = ("pad", "eos", "bos", "unk")  # the tokens that may pad, the best first
+OLDER = {  # numbers of `rope_parameters`, and what the architectures call them in transformers 4
+    "rope_theta": ("rope_theta", "rotary_emb_base", "global_rope_theta"),
+    "partial_rotary_factor": ("partial_rotary_factor", "rotary_pct"),
+}
 
 
 def classifier_class(config: Any) -> type[Any] | None:  # noqa: ANN401 - a configuration of transformers
@@ -75,10 +79,30 @@ def save_model(model: Any, directory: Path, weights: Mapping[str, Tensor], pad: 
     model.config.pad_token_id = pad
     with told_as_os_error(directory):
         model.save_pretrained(directory, state_dict=dict(weights))
-    config = read_json(directory / "config.json")
+    config: dict[str, Any] = {**read_json(directory / "config.json"), "dtype": dtype, "pad_token_id": pad, **LABELS}
     for part in (config, config.get("backbone_config", {})):
         part.pop("_name_or_path", None)  # a folder of this machine
-    write_json(directory / "config.json", {**config, "dtype": dtype, "pad_token_id": pad, **LABELS})
+        part |= older_keys(part)
+    write_json(directory / "config.json", config)
+
+
+def older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys by which transformers 4 (rewardbench's) reads what version 5 keeps in `rope_parameters` and `dtype`.
+
+    Without them it takes its classes' defaults, another rotary embedding, and says nothing. Version 5 reads its own.
+    """
+    older: dict[str, Any] = {"torch_dtype": config["dtype"]} if "dtype" in config else {}
+    rope, kinds = config.get("rope_parameters") or {}, config.get("layer_types") or []
+    full, sliding = dict(rope.get("full_attention", rope) or {}), rope.get("sliding_attention")
+    for name, called in OLDER.items():
+        older |= dict.fromkeys(called, full.pop(name)) if name in full else {}
+    if full.get("rope_type", "default") != "default":
+        older["rope_scaling"] = full
+    if sliding is not None:
+        older |= dict.fromkeys(("rope_local_base_freq", "local_rope_theta"), sliding["rope_theta"])
+    if "full_attention" in kinds and "sliding_attention" in kinds:
+        older["sliding_window_pattern"] = kinds.index("full_attention") + 1
+    return {name: value for name, value in older.items() if name not in config}
 
 
 def choose_pad(renderer: Renderer, rows: Sequence[TokenRow]) -> str:
@@ -129,7 +153,9 @@ def write_tokenizer(directory: Path, renderer: Renderer, pad: str, *, max_length
     config = read_json(path)
     written = {key: value for key, value in config.items() if key not in ("is_local", "local_files_only")}
     # A class of the model's own may put its special tokens around a text again when it is loaded, as BERT's does.
-    write_json(path, {**written, "tokenizer_class": "PreTrainedTokenizerFast"})
+    # transformers 4 has token types for it unless told otherwise, and a decoder's class refuses them.
+    names = ["input_ids", "attention_mask"]
+    write_json(path, {**written, "tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": names})
     return int(tokenizer.pad_token_id)
 
 

@@ -32,7 +32,7 @@ class SavedHead(nn.Module):
         self.name, self.options, self.fitted = str(saved["name"]), dict(saved["options"]), dict(saved["fitted"])
         self.values = nn.ParameterDict(
             {
-                tensor_key(name): nn.Parameter(torch.empty(shape), requires_grad=False)
+                tensor_key(name): nn.Parameter(torch.empty(shape, dtype=torch.float32), requires_grad=False)
                 for name, shape in saved["shapes"].items()
             }
         )
