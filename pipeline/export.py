@@ -147,6 +147,8 @@ def export(options: ExportOptions) -> Exported:
     rerun = Rerun.load(
         embeddings.spec, run["features"], backbone=options.backbone, template=options.template, device=options.device
     )
+    if not rerun.weights_compared:
+        rerun.refuse_other_vectors(embeddings, texts[:LEAST_ROWS])
     sample = Sample.of(rerun.renderer, texts, everything)
     fresh = Fresh.of(head, rerun, sample)
     score = fresh.choose(options.score, run["head"])

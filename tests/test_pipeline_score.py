@@ -326,6 +326,8 @@ def test_a_directory_in_the_place_of_a_hub_backbone_is_tried_on_cached_rows(
 
     from transformers import AutoModel
 
+    from pipeline.export import ExportOptions, export
+
     run = fitted(store, "linear", features)
     of_the_hub(store, run, tmp_path / "store")
     same = Scorer(run, store=tmp_path / "store", backbone=str(tiny_backbone)).score(["why"], ["so"])
@@ -340,6 +342,9 @@ def test_a_directory_in_the_place_of_a_hub_backbone_is_tried_on_cached_rows(
     with pytest.raises(ValueError, match="is not the backbone"):  # and not only the first time
         changed.score(["why"], ["so"])
     assert "not known" not in capsys.readouterr().err
+    asked = ExportOptions(run, tmp_path / "out", tmp_path / "store", backbone=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"other is not the backbone that embedding .* another L"):
+        export(asked)
     for table in (tmp_path / "store" / "data").iterdir():
         shutil.rmtree(table)
     changed.score(["why"], ["so"])
