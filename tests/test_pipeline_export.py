@@ -158,10 +158,8 @@ def test_the_exported_tokenizer_gives_the_renderers_tokens(template: str, tmp_pa
     assert tiny_tokenizer("a")["input_ids"][0] == tiny_tokenizer.bos_token_id  # the renderer's own is as it was
 
 
-def test_the_class_finds_where_a_response_begins(store: Path, tmp_path: Path) -> None:
-    run = fitted(store, "linear", "L2.mean")
-    exported(store, run, tmp_path / "out")
-    tokenizer, model = load(tmp_path / "out", custom=True)
+def test_the_class_finds_where_a_response_begins(exported_mean: Path) -> None:
+    tokenizer, model = load(exported_mean, custom=True)
     inputs = tokenizer.apply_chat_template(messages(), padding=True, return_tensors="pt", return_dict=True)
     prompts = [
         tokenizer.apply_chat_template(one[:-1], add_generation_prompt=True, return_dict=True) for one in messages()
@@ -245,13 +243,17 @@ def test_a_name_taken_meanwhile_is_left_as_it_is(store: Path, tmp_path: Path, mo
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 
 
-@pytest.mark.parametrize(("head", "features"), [("bt", "L4.last"), ("linear", "L2.mean")])
+@pytest.fixture(scope="module")
+def exported_mean(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`linear` on a mean, which looks for the responses' starts: exported once for the tests that only load it."""
+    directory = tmp_path_factory.mktemp("exported") / "out"
+    exported(store, fitted(store, "linear", "L2.mean"), directory)
+    return directory
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_head_stays_in_float32_when_the_model_is_made_shorter(
-    store: Path, tmp_path: Path, head: str, features: str, dtype: torch.dtype
-) -> None:
-    exported(store, fitted(store, head, features), tmp_path / "out")
-    tokenizer, model = load(tmp_path / "out", custom=True)
+def test_the_head_stays_in_float32_when_the_model_is_made_shorter(exported_mean: Path, dtype: torch.dtype) -> None:
+    tokenizer, model = load(exported_mean, custom=True)
     kept = {name: value.clone() for name, value in model.head.state_dict().items()}
     inputs = tokenizer.apply_chat_template(messages(), padding=True, return_tensors="pt", return_dict=True)
     with torch.inference_mode():
@@ -263,9 +265,8 @@ def test_the_head_stays_in_float32_when_the_model_is_made_shorter(
     np.testing.assert_allclose(short.numpy(), full.numpy(), atol=0.3 * full.std().item())
 
 
-def test_a_single_row_needs_no_mask_and_several_with_padding_do(store: Path, tmp_path: Path) -> None:
-    exported(store, fitted(store, "bt", "L4.last"), tmp_path / "out")
-    tokenizer, model = load(tmp_path / "out", custom=True)
+def test_a_single_row_needs_no_mask_and_several_with_padding_do(exported_mean: Path) -> None:
+    tokenizer, model = load(exported_mean, custom=True)
     model.config.pad_token_id = tokenizer.bos_token_id  # as where a tokenizer has no padding token of its own
     inputs = tokenizer.apply_chat_template(messages()[0], return_tensors="pt", return_dict=True)
     assert torch.equal(model(**inputs).logits, model(inputs["input_ids"]).logits)
