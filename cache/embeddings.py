@@ -4,9 +4,8 @@ The manifest is the truth: a part file that it does not list is not there. It is
 loses at most the part being written, and whatever is left of that part is overwritten by the next run.
 """
 
-import fcntl
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cache.files import damaged, read_json, sha256_of_file, write_json, write_table
+from cache.files import damaged, held, read_json, sha256_of_file, write_json, write_table
 from cache.rows import Column, StoredRows
 from cache.spec import EmbeddingSpec
 from cache.vectors import (
@@ -86,17 +85,11 @@ class Embeddings:
             write_json(directory / "spec.json", spec.to_json())
         return cls.open(directory)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Hold the folder for writing; ValueError if another process does. The lock dies with its process."""
-        with (self.directory / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(
-                    f"another process is embedding into {self.directory}; wait for it or use another --store"
-                ) from error
-            yield
+        return held(
+            self.directory, f"another process is embedding into {self.directory}; wait for it or use another --store"
+        )
 
     def append(
         self,

@@ -1,9 +1,14 @@
-"""Files that are either whole or absent: write to a temporary name, flush to disk, rename."""
+"""Files that are either whole or absent, and folders that one process at a time writes.
 
+Whole or absent: write to a temporary name, flush to disk, rename.
+"""
+
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,23 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path, refusal: str) -> Iterator[None]:
+    """Hold a folder for writing, made if it is not there. The lock dies with its process.
+
+    On a file in it and not on the folder itself, which NFS does not lock.
+
+    Raises: ValueError with the refusal if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(refusal) from error
+        yield
 
 
 def write_table(path: Path, table: pa.Table) -> None:

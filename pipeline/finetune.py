@@ -24,7 +24,7 @@ from pipeline.checkpoints import Checkpoint
 from pipeline.finetune_loop import Loop, best_of, read_curves, train
 from pipeline.finetune_model import RewardModel, build_model, merged, weight_groups
 from pipeline.finetune_options import FinetuneOptions, choose_hidden, choose_lora, choose_objective
-from pipeline.finetune_output import CURVES, check_ours, finished, held
+from pipeline.finetune_output import CURVES, check_ours, finished, held_for_writing
 from pipeline.finetune_plan import Prepared, prepare
 from pipeline.finetune_processes import memory_told, shared_work
 from pipeline.finetuned import hold_together, proof_scores, read_training, write_finetuned
@@ -63,7 +63,7 @@ def finetune(options: FinetuneOptions) -> FinetuneSummary | None:
     with shared_work(options) as accelerator:
         check_ours(options.output)
         prepared = prepare(options, objective, accelerator)
-        with held(options.output) if accelerator.is_main_process else nullcontext():
+        with held_for_writing(options.output) if accelerator.is_main_process else nullcontext():
             accelerator.wait_for_everyone()
             summary = _run(options, prepared, accelerator)
         return summary if accelerator.is_main_process else None

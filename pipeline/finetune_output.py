@@ -1,14 +1,12 @@
 """The directory of a fine-tune: that it is one, that one run at a time writes it, and whether it is complete."""
 
-import fcntl
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from cache.embeddings import SEEN, TRAINING
-from cache.files import read_json
+from cache.files import held, read_json
 from pipeline.checkpoints import find_checkpoints
 
 CURVES = "curves.jsonl"
@@ -36,21 +34,9 @@ def check_whole(directory: Path) -> None:
         )
 
 
-@contextmanager
-def held(output: Path) -> Iterator[None]:
-    """Hold the directory for writing; ValueError if another process does. The lock dies with its process."""
-    output.mkdir(parents=True, exist_ok=True)
-    folder = os.open(output, os.O_RDONLY)  # itself, so that no file of ours stays in it
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"another process is fine-tuning into {output}; wait for it or give another --output"
-            ) from error
-        yield
-    finally:
-        os.close(folder)
+def held_for_writing(output: Path) -> AbstractContextManager[None]:
+    """Hold the directory for writing; ValueError if another process does."""
+    return held(output, f"another process is fine-tuning into {output}; wait for it or give another --output")
 
 
 def finished(output: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:

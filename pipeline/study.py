@@ -4,14 +4,12 @@ A study's folder, `studies/<name>/`, holds `study.json` (what its levels mean) a
 whole; a kill loses the cells since the last one, and these are run again.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +25,7 @@ import cache
 import heads
 import pipeline
 from bench.study_results import RESULTS
-from cache.files import read_json, write_json, write_table
+from cache.files import held, read_json, write_json, write_table
 from cache.store import Store
 from heads.training import compute_dtype
 from pipeline.progress import Progress, clock, say
@@ -73,7 +71,7 @@ def run_study(options: StudyOptions) -> dict[str, Any]:
     study, store = read_study(options.file), Store(options.store)
     work = Work(load_study(store, study), study)
     cells, folder = study.cells(), store.root / "studies" / study.name
-    with _locked(folder):
+    with held(folder, f"another process is running the study in {folder}; wait for it"):
         definitions = json.loads(json.dumps(work.data.definitions))  # as they are read back: lists for tuples
         known = _merged(folder, definitions)
         if options.retry_failed:
@@ -281,15 +279,3 @@ def _forget_failed(folder: Path) -> None:
         kept = table.filter(pc.field("error").is_null())
         if len(kept) < len(table):
             write_table(path, kept)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the study's folder; ValueError if another process does. The lock dies with its process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another process is running the study in {folder}; wait for it") from error
-        yield
